@@ -1,0 +1,845 @@
+"""Data sets, models, features with their cache, metrics and result records: what every script here stands on.
+
+A script imports from this file in main() only; its own functions take tensors and plain values. To use one script in
+your own project, copy it together with this file. Everything is written below the current folder: data/ weights/ cache/.
+Bad input ends the program with one line and exit code 2 (`fail`), so functions below raise SystemExit for it.
+
+    x    pixels, uint8 (N, S, S, 3) in storage, (B, 3, S, S) on the device
+    N    images     B batch     S side in pixels     C classes     D feature width     E embedding width of CLIP
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+from tqdm import tqdm
+
+warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # clip imports it; its end is not the user's concern
+import clip
+from clip.model import ModifiedResNet, QuickGELU, build_model
+
+# ---- small things -----------------------------------------------------------------------------------------------
+
+
+def fail(message):
+    """Print one line and end with exit code 2: what every script does with input it cannot use."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def atomic(path):
+    """Yield a temporary name beside `path` and move it there at the end, so that `path` is always whole or absent."""
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        fail(f"{path}: cannot be written: {error.strerror or error}")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(value):
+    """First 16 hex digits of the SHA-256 of a JSON-able value: the key of every cache."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def counted(number, noun):
+    """1 image, 2 images, 2 classes."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def some(names, most=6):
+    """Names in one line, the first few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def progress(items, what, unit, total=None):
+    """tqdm with rate and time left; silent where the output is not a terminal."""
+    return tqdm(items, desc=what, unit=unit, total=total, disable=None, leave=False)
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+TYPES = {  # beginnings of data set names, for "a type of ..."
+    "toy": "fruit", "fruit": "fruit", "bird": "bird", "sport": "sport", "simpson": "cartoon character",
+    "pet": "pet", "flower": "flower", "food": "food", "aircraft": "aircraft",
+}  # fmt: skip
+HOLDOUT = 0.2  # the share of each class that becomes the test split where there is none
+
+
+@dataclass
+class Data:
+    """A folder of labelled images: `splits[name]` is a list of (path below root, size in bytes, mtime in ns, class index)."""
+
+    name: str
+    root: Path
+    classes: list  # folder names, sorted; the same list for every split
+    words: list  # what a prompt calls each class
+    type: str  # "fruit", ... or "": the prompts' "a type of ..."
+    splits: dict
+    fingerprint: str
+
+    def files(self, split):
+        if not self.splits.get(split):
+            fail(f"--data {self.root}: has no {split} images; its splits are: {', '.join(self.splits)}")
+        return self.splits[split]
+
+
+def natural(name):
+    """Sort key that puts 2.jpg before 10.jpg."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def is_image(name):
+    Image.init()
+    return not name.startswith(".") and Image.EXTENSION.get(os.path.splitext(name)[1].lower()) in Image.OPEN
+
+
+def subfolders(folder):
+    names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX"]
+    return [folder / name for name in sorted(names)]
+
+
+def class_folders(folder):
+    """Folders that hold images themselves, or nothing at all (a class without images); folders of folders are no classes."""
+    return [f for f in subfolders(folder) if any(is_image(e.name) for e in os.scandir(f)) or not any(os.scandir(f))]
+
+
+def find_splits(root):
+    """{split: folder of class folders}, found by name in any case, or {"all": folder}; also below wrapper folders."""
+    level = [root]
+    while level:
+        found = []
+        for folder in level:
+            named = [f for f in subfolders(folder) if f.name.lower() in SPLITS]
+            splits = {SPLITS[f.name.lower()]: f for f in named}
+            if len(splits) < len(named):
+                fail(f"{folder}: two folders claim one split: {', '.join(f.name for f in named)}; rename one")
+            if splits or any(is_image(e.name) for f in class_folders(folder) for e in os.scandir(f)):
+                found.append(splits or {"all": folder})
+        if len(found) > 1:
+            places = ", ".join(str(next(iter(f.values())).parent if "all" not in f else f["all"]) for f in found)
+            fail(f"--data {root}: holds several data sets: {places}; name one of them")
+        if found:
+            return found[0]
+        level = [f for folder in level for f in subfolders(folder)]
+    fail(f"--data {root}: no images in class folders; put each class into a folder of its own, named after the class")
+
+
+def blocked_split(labels, share, seed):
+    """Boolean mask (N,) that holds out one contiguous run of about `share` of each class.
+
+    Runs, because neighbouring frames of a video are near-copies: a random split would put neighbours of every held-out
+    frame into training. Files must come in natural order within each class. At least one image of a class stays on
+    either side where the class has two.
+    """
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        start = rng.integers(len(rows) - count + 1)
+        mask[rows[start : start + count]] = True
+    return mask
+
+
+def load_data(name, classnames=None, type=None, seed=0, union=False):
+    """List the images of data/NAME, or of the folder NAME.
+
+    `classnames` is a JSON file {folder: words}; `type` overrides the data set's own ("" for none). A class that training
+    lacks is an error, unless `union` (zero-shot): then the classes are those of all splits together.
+    """
+    if name == "toy" and not Path("data/toy").is_dir():
+        make_toy()
+    root = next((p for p in (Path("data") / name, Path(name)) if p.is_dir()), None)
+    if root is None:
+        fail(f"--data {name}: neither data/{name} nor {name} is a folder")
+    name = root.absolute().name  # not that of what a link points to
+    folders = find_splits(root)
+    base = folders.get("train") or folders.get("all") or folders.get("test")
+    if base is None:
+        fail(f"--data {root}: only a validation folder; a train or a test folder is needed")
+    classes = [f.name for f in class_folders(base)]
+    listed = {split: {f.name: f for f in class_folders(folder)} for split, folder in folders.items()}
+    for split, found in listed.items():
+        extra = sorted(set(found) - set(classes))
+        if extra and not union:
+            fail(f"{folders[split]}: has classes that {base} lacks: {some(extra)}; add training images or remove them")
+        if extra:
+            print(f"note: {folders[split]} has classes that {base} lacks, all are used: {some(extra)}")
+    classes = sorted(set(classes).union(*listed.values()))
+    splits = {}
+    for split, found in listed.items():
+        splits[split], missing = [], []
+        for label, c in enumerate(classes):
+            files = [e for e in os.scandir(found[c]) if is_image(e.name) and e.is_file()] if c in found else []
+            if not files:
+                missing.append(c)
+            for entry in sorted(files, key=lambda e: (natural(e.name), e.name)):
+                path = f"{found[c].relative_to(root).as_posix()}/{entry.name}"
+                splits[split].append((path, entry.stat().st_size, entry.stat().st_mtime_ns, label))
+        if missing:
+            print(f"note: {folders[split]} has no images of {counted(len(missing), 'class')}: {some(missing)}")
+    fingerprint = digest(splits)
+    if "test" not in splits:
+        rows = splits.pop("all", None) or splits.pop("train")
+        mask = blocked_split([row[3] for row in rows], HOLDOUT, seed)
+        splits["train"] = [row for row, held in zip(rows, mask) if not held]
+        splits["test"] = [row for row, held in zip(rows, mask) if held]
+        print(f"note: no test folder: a run of neighbouring files of each class is the test split, {mask.sum()} images, seed {seed}")
+    if type is None:
+        type = next((t for key, t in TYPES.items() if name.lower().startswith(key)), "")
+    return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint)
+
+
+def class_words(root, classes, classnames=None):
+    """What a prompt calls each class: `_` and `-` become spaces; classnames.json in the data folder or a file overrides."""
+    path = Path(classnames) if classnames else root / "classnames.json"
+    given = {}
+    if classnames or path.is_file():
+        given = read_json(path)
+        if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
+            fail(f"{path}: must be a JSON object that maps folder names to words")
+        unknown = sorted(set(given) - set(classes))
+        if unknown:
+            print(f"note: {path} names {counted(len(unknown), 'class')} that the data lacks: {some(unknown)}")
+    words = [given.get(c, " ".join(re.sub("[_-]", " ", c).split())) for c in classes]
+    for text in sorted({w for w in words if words.count(w) > 1}):
+        same = [c for c, w in zip(classes, words) if w == text]
+        print(f"note: classes {', '.join(same)} are all called '{text}', which no prompt can tell apart; see classnames.json")
+    return words
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        fail(f"{path}: cannot be read as JSON: {error}")
+
+
+# ---- images: decoded once -----------------------------------------------------------------------------------------
+
+DECODING = 1  # part of every cache key: raise it when the functions below change a pixel
+
+
+def to_rgb(image):
+    """Any Pillow image as 8-bit RGB: EXIF orientation applied, transparent pixels composited on white, 16 bit scaled."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed white")
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        image = Image.fromarray(np.uint8(np.clip(np.asarray(image, np.float64) / 257 + 0.5, 0, 255)))
+    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def read_image(path, size):
+    """One picture as uint8 (size, size, 3): short side resized (Pillow bicubic, antialiased), centre cropped, as CLIP does."""
+    with Image.open(path) as image:
+        image = to_rgb(image)
+    if image.size != (size, size):
+        image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), size)
+    return np.asarray(image)
+
+
+def read_pictures(files, size):
+    """Picture files of any kind and size as uint8 (N, 3, size, size); one that cannot be read ends the program."""
+    pixels = []
+    for file in files:
+        try:
+            pixels.append(read_image(file, size))
+        except Exception as error:
+            fail(f"{file}: not a picture that can be read: {reason(error, file)}")
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
+def reason(error, file):
+    """One line on why an image cannot be decoded: Pillow raises whatever a broken file makes its decoders raise."""
+    return " ".join(str(error).replace(str(file), "file").split()) or repr(error)
+
+
+@dataclass
+class Images:
+    """One decoded split: `pixels` uint8 (N, S, S, 3), memory-mapped; `rows` those that could be decoded."""
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    labels: torch.Tensor  # int64 (len(rows),)
+    paths: list  # of the rows, below the data folder
+    skipped: list  # (path, reason)
+    name: str
+    key: str  # what the pixels depend on, and nothing else
+
+    def batches(self, size):
+        """uint8 tensors (B, 3, S, S) in channels_last memory, in order."""
+        for i in range(0, len(self.rows), size):
+            yield torch.from_numpy(self.pixels[self.rows[i : i + size]]).permute(0, 3, 1, 2)
+
+
+def native_size(data, files):
+    """The side S if every image is S x S, else 0. Reads headers only; unreadable files do not count."""
+
+    def side(row):
+        try:
+            with Image.open(data.root / row[0]) as image:
+                return image.size
+        except Exception:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        sizes = {s for s in progress(pool.map(side, files), "headers", "img", len(files)) if s}
+    w, h = sizes.pop() if len(sizes) == 1 else (0, 1)
+    return w if w == h else 0
+
+
+def load_images(data, split, size):
+    """Decode a split once into cache/images, for a model whose input is `size` pixels wide.
+
+    Images that all share one square size not above the model's input keep it and are upsampled on the device, in batches;
+    all others are brought to the input size here.
+    """
+    files = data.files(split)
+    listing = [row[:3] for row in files]  # no labels: renaming a class decodes nothing again
+    stem = f"cache/images/{data.name}-{split}"
+    scan = Path(f"{stem}-{digest([DECODING, listing])}.json")
+    if not scan.exists():
+        native = native_size(data, files)
+        with atomic(scan) as temporary:
+            temporary.write_text(json.dumps(native))
+    native = read_json(scan)
+    stored = native if 0 < native <= size else size
+    key = digest([DECODING, listing, stored])
+    path, meta = Path(f"{stem}-{stored}-{key}.npy"), Path(f"{stem}-{stored}-{key}.json")
+    if not (path.exists() and meta.exists()):
+        need = len(files) * stored * stored * 3
+        free = shutil.disk_usage(path.parent).free
+        if need > free:
+            fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {stored} px, {free / 1e9:.1f} GB free")
+        reasons = []
+        with atomic(path) as temporary, ThreadPoolExecutor() as pool:
+            pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), stored, stored, 3))
+
+            def decode(i):
+                try:
+                    pixels[i] = read_image(data.root / files[i][0], stored)
+                except Exception as error:
+                    reasons.append((i, reason(error, data.root / files[i][0])))
+
+            for _ in progress(pool.map(decode, range(len(files))), f"decoding {split}", "img", len(files)):
+                pass
+            pixels.flush()
+            del pixels
+        with atomic(meta) as temporary:
+            temporary.write_text(json.dumps(sorted(reasons)))
+    reasons = dict(read_json(meta))
+    skipped = [(files[i][0], why) for i, why in reasons.items()]
+    for name, why in skipped:
+        print(f"note: skipped {data.root / name}: {why}")
+    rows = np.array([i for i in range(len(files)) if i not in reasons], int)
+    if not len(rows):
+        fail(f"--data {data.root}: no image of the {split} split can be decoded")
+    labels = torch.tensor([files[i][3] for i in rows])
+    return Images(np.load(path, "r"), rows, labels, [files[i][0] for i in rows], skipped, f"{data.name}-{split}", key)
+
+
+# ---- models -------------------------------------------------------------------------------------------------------
+
+# CLIP as OpenAI published it: repository with open_clip's copy of the weights, (embedding, input px, layers, width, patch)
+CLIP = {
+    "RN50": ("timm/resnet50_clip.openai", (1024, 224, (3, 4, 6, 3), 64, None)),
+    "RN101": ("timm/resnet101_clip.openai", (512, 224, (3, 4, 23, 3), 64, None)),
+    "RN50x4": ("timm/resnet50x4_clip.openai", (640, 288, (4, 6, 10, 6), 80, None)),
+    "RN50x16": ("timm/resnet50x16_clip.openai", (768, 384, (6, 8, 18, 8), 96, None)),
+    "RN50x64": ("timm/resnet50x64_clip.openai", (1024, 448, (3, 15, 36, 10), 128, None)),
+    "ViT-B/32": ("timm/vit_base_patch32_clip_224.openai", (512, 224, 12, 768, 32)),
+    "ViT-B/16": ("timm/vit_base_patch16_clip_224.openai", (512, 224, 12, 768, 16)),
+    "ViT-L/14": ("timm/vit_large_patch14_clip_224.openai", (768, 224, 24, 1024, 14)),
+    "ViT-L/14@336px": ("timm/vit_large_patch14_clip_336.openai", (768, 336, 24, 1024, 14)),
+}
+TOYS = ("toy-ViT", "toy-RN", "toy-imagenet")
+CLIP_NORMALISE = clip.clip._transform(224).transforms[-1]  # mean and std, as the package has them
+OPENAI = {url.split("/")[-2]: name for name, url in clip.clip._MODELS.items()}  # SHA-256 of OpenAI's own files
+
+
+@dataclass
+class Model:
+    """An image encoder with everything that belongs to it, so that no script can mix normalisations.
+
+    `visual` maps normalised float (B, 3, size, size) to (B, width); frozen, in eval mode. `net` is the whole CLIP, or None.
+    """
+
+    name: str
+    visual: nn.Module
+    net: nn.Module
+    size: int
+    mean: tuple
+    std: tuple
+    width: int
+    sha256: str
+    device: torch.device
+    dtype: torch.dtype  # autocast to this; float32 means none
+    act: str = ""
+
+    @property
+    def logit_scale(self):
+        return self.net.logit_scale.exp().item() if self.net else None
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def inputs(self, x):
+        """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: upsampled to `size`, scaled, normalised."""
+        x = x.to(self.device, non_blocking=True)
+        if x.shape[-1] != self.size:
+            x = upsample(x, self.size)
+        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return ((x.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode_image(self, x):
+        """uint8 (B, 3, S, S) -> float32 (B, width), on the device."""
+        with self.autocast():
+            return self.visual(self.inputs(x)).float()
+
+    @torch.inference_mode()
+    def _encode_text(self, tokens):
+        with self.autocast():
+            return self.net.encode_text(tokens.to(self.device)).float()
+
+    @property
+    def encode_text(self):
+        """Function from tokens (B, T) to float32 (B, E); None where there is no text side."""
+        return self._encode_text if self.net else None
+
+
+def upsample(x, size):
+    """Bicubic, antialiased, uint8 (B, 3, S, S) -> uint8 (B, 3, size, size): within 2/255 of Pillow.
+
+    uint8 all the way is both the exact and the fast path on a CPU; CUDA's kernel takes floats only.
+    """
+    if x.device.type == "cpu":
+        return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
+    y = F.interpolate(x.float(), size=(size, size), mode="bicubic", antialias=x.device.type != "mps")
+    return y.clamp(0, 255).round().to(torch.uint8)
+
+
+class Headless(nn.Module):
+    """A torchvision classifier without its last layer; spatial outputs are average-pooled, so features are always (B, D)."""
+
+    def __init__(self, net):
+        super().__init__()
+        name, last = [(n, m) for n, m in net.named_modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 1000][-1]
+        self.width = getattr(last, "in_features", None) or last.in_channels
+        parent, _, leaf = name.rpartition(".")
+        setattr(net.get_submodule(parent), leaf, nn.Identity())
+        self.net = net
+
+    def forward(self, x):
+        y = self.net(x)
+        return y.mean((2, 3)) if y.ndim == 4 else y
+
+
+def model_name(name):
+    """The exact name of a model, from CLIP's spelling or the one with / and @ as -. Fails with the nearest right names."""
+    known = {*CLIP, *TOYS, *torchvision.models.list_models(module=torchvision.models)}
+    spelled = {re.sub("[/@]", "-", n).lower(): n for n in sorted(known)}
+    key = re.sub("[/@]", "-", name).lower()
+    if key not in spelled:
+        near = difflib.get_close_matches(key, spelled, 4, 0.4)
+        fail(f"--model {name}: no such model; nearest: {', '.join(spelled[n] for n in near) or ', '.join(CLIP)}")
+    return spelled[key]
+
+
+def pick_device(device="auto", precision="auto"):
+    """(torch.device, autocast dtype). auto: cuda, mps, cpu in this order; bf16 or fp16 where the hardware is fast at it."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {device}: not available here: {str(error).splitlines()[0]}")
+    if precision == "auto":
+        precision = "float32"
+        if device.startswith("cuda"):
+            precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return torch.device(device), {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def make_toy():
+    """Run toy.py, which draws data/toy and trains weights/toy-*.pt, whichever is missing."""
+    script = Path(__file__).with_name("toy.py")
+    if not script.exists():
+        fail("data/toy and the toy models are made by toy.py, which is not beside common.py; copy it too, or give --data and --weights")
+    if code := subprocess.call([sys.executable, str(script)]):
+        raise SystemExit(code)
+
+
+def weights_file(name, weights=None):
+    """The file that holds the weights of `name`: as given, or found, or downloaded."""
+    if weights:
+        if not Path(weights).is_file():
+            fail(f"--weights {weights}: no such file")
+        return Path(weights)
+    if name in TOYS:
+        path = Path("weights") / f"{name}.pt"
+        if not path.exists():
+            make_toy()
+        return path
+    if name in CLIP:
+        url = clip.clip._MODELS[name]
+        path = Path.home() / ".cache" / "clip" / os.path.basename(url)
+        if path.exists() and file_sha256(path) == url.split("/")[-2]:
+            return path
+        repo, file = CLIP[name][0], "open_clip_model.safetensors"
+        url, put = f"https://huggingface.co/{repo}/resolve/main/{file}", f"pass it as --weights {file} --act quickgelu"
+        try:
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(repo, file))
+        except Exception as error:
+            reason = error
+    else:
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
+        put = f"pass it as --weights {path.name}"
+        if path.exists():
+            return path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), re.search(r"-([0-9a-f]{8,})\.", path.name)[1])
+            return path
+        except Exception as error:
+            reason = error
+    fail(f"--model {name}: its weights cannot be downloaded ({type(reason).__name__}); fetch {url} elsewhere and {put}")
+
+
+def file_sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state_dict(path, sha256):
+    """Tensors of a .safetensors, a plain state dict, or OpenAI's own TorchScript archive (which can carry code: hash first)."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if zipfile.is_zipfile(path) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+            if sha256 not in OPENAI:
+                fail(f"--weights {path}: a TorchScript archive, which can carry code, and not OpenAI's by SHA-256; save its state dict")
+            return torch.jit.load(path, map_location="cpu").state_dict()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)  # open_clip's training checkpoints
+        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    except Exception as error:
+        fail(f"--weights {path}: not a readable file of tensors, perhaps cut off: {str(error).splitlines()[0]}")
+
+
+def load_model(name, device="auto", weights=None, precision="auto", act=None):
+    """Load a frozen `Model` by name: CLIP, torchvision classification, or toy.
+
+    The `clip` network uses QuickGELU. A CLIP checkpoint trained with GELU (LAION's) loads into it without a word and gives
+    wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`.
+    """
+    name = model_name(name)
+    device, dtype = pick_device(device, precision)
+    path = weights_file(name, weights)
+    sha256 = file_sha256(path)
+    state = read_state_dict(path, sha256)
+    net = None
+    mean, std = CLIP_NORMALISE.mean, CLIP_NORMALISE.std
+    if name in CLIP or name in ("toy-ViT", "toy-RN"):
+        if weights and name in CLIP and sha256 not in OPENAI and act is None:
+            fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
+        net = clip_network(state, path, CLIP.get(name, (None, None))[1])
+        if act == "gelu":
+            for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
+                block.gelu = nn.GELU()
+        visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
+    else:
+        try:
+            if name == "toy-imagenet":
+                visual = bare_resnet(state)
+                size, width = visual.input_resolution, visual.output_dim
+            else:
+                ported = {"transform_input": True, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
+                visual = torchvision.models.get_model(name, weights=None, **ported)
+                transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+                size, mean, std = transform.crop_size[0], tuple(transform.mean), tuple(transform.std)
+            visual.load_state_dict(state)
+        except (RuntimeError, KeyError) as error:
+            fail(f"--weights {path}: not the weights of {name}: {' '.join(str(error).split())[:200]}")
+        if name != "toy-imagenet":
+            visual = Headless(visual)
+            width = visual.width
+    # batch norm in eval mode: the statistics of "frozen" backbones drift otherwise
+    for module in (net, visual):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    visual.to(memory_format=torch.channels_last)
+    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "")
+
+
+def clip_network(state, path, shape):
+    """clip.model.CLIP in float32 from a state dict; `shape` as in CLIP, or None to take what comes."""
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    try:
+        net = build_model(dict(state)).float()
+        net.load_state_dict(state)  # once more, because build_model rounds through float16
+    except (KeyError, RuntimeError, AssertionError, IndexError) as error:
+        fail(f"--weights {path}: not a CLIP checkpoint: {' '.join(str(error).split())[:200]}")
+    v = net.visual
+    resnet = isinstance(v, ModifiedResNet)
+    layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4)) if resnet else v.transformer.layers
+    width = state["visual.layer1.0.conv1.weight"].shape[0] if resnet else v.transformer.width
+    found = (net.text_projection.shape[1], v.input_resolution, layers, width, None if resnet else v.conv1.kernel_size[0])
+    if shape and shape != found:
+        name = next((n for n, (_, s) in CLIP.items() if s == found), f"shape {found}")
+        fail(f"--weights {path}: holds another network: {name}; give the matching --model")
+    return net
+
+
+def bare_resnet(state):
+    """CLIP's visual ResNet of the size that a state dict has."""
+    layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
+    width = state["layer1.0.conv1.weight"].shape[0]
+    side = math.isqrt(state["attnpool.positional_embedding"].shape[0] - 1)
+    return ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
+
+
+# ---- features -----------------------------------------------------------------------------------------------------
+
+CHUNK = 2048  # images per cache file: what an interrupted run loses at most
+
+
+def features(model, images, batch=256):
+    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was."""
+    pipeline = [model.name, model.sha256, model.act, model.size, model.mean, model.std, str(model.dtype)]
+    key = digest([images.key, images.rows.tolist(), pipeline])
+    folder = Path(f"cache/features/{images.name}-{re.sub('[/@]', '-', model.name)}-{key}")
+    parts = []
+    bar = progress(None, f"{model.name} features", "img", len(images.rows))
+    for start in range(0, len(images.rows), CHUNK):
+        path = folder / f"{start:07d}.npy"
+        rows = images.rows[start : start + CHUNK]
+        if not path.exists():
+            part = Images(images.pixels, rows, None, None, None, None, None)
+            encoded = []
+            for x in part.batches(batch):
+                encoded.append(model.encode_image(x))
+                bar.update(len(x))
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, torch.cat(encoded).cpu().numpy())
+        parts.append(np.load(path))
+    bar.close()
+    return torch.from_numpy(np.concatenate(parts)), images.labels
+
+
+def embed_captions(model, captions, batch=512):
+    """Unit-length float32 (len(captions), E) on the CPU; captions over 77 tokens are cut, keeping end-of-text, with a note."""
+    if model.encode_text is None:
+        fail(f"--model {model.name}: an ImageNet model has no text side; zero-shot and prompts need CLIP, such as ViT-B/32")
+    tokens = clip.tokenize(captions, context_length=4096, truncate=True)
+    lengths = tokens.argmax(1) + 1  # end-of-text is the largest id, and the position that CLIP reads
+    cut = lengths > 77
+    if cut.any():
+        longest = captions[int(lengths.argmax())][:60]
+        print(f"note: {int(cut.sum())} of {counted(len(captions), 'caption')} cut to 77 tokens, such as: {longest}...")
+        tokens[cut, 76] = tokens.max()
+    # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
+    tokens = tokens[:, : min(77, int(lengths.max()))]
+    return F.normalize(torch.cat([model.encode_text(t) for t in tokens.split(batch)]).cpu(), dim=1)
+
+
+def class_embeddings(model, words, templates, type=""):
+    """Unit-length (C, E): the normalised mean of the normalised embeddings of each class's captions.
+
+    `templates` hold {} for the class and may hold {type}.
+    """
+    for template in templates:
+        if "{}" not in template:
+            fail(f"--prompts '{template}': a template needs {{}} where the class name goes")
+        if "{type}" in template and not type:
+            fail(f"--prompts '{template}': {{type}} is not known for this data; give --type")
+    captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
+    z = embed_captions(model, captions).view(len(templates), len(words), -1)  # (T, C, E)
+    return F.normalize(z.mean(0), dim=1)
+
+
+def default_templates(type=""):
+    return ["a photo of a {}, a type of {type}." if type else "a photo of a {}."]
+
+
+def read_templates(prompts, type=""):
+    """--prompts: templates themselves, or one JSON or text file of them; nothing gives the default template."""
+    if not prompts:
+        return default_templates(type)
+    if len(prompts) > 1 or "{}" in prompts[0]:
+        return list(prompts)
+    path = Path(prompts[0])
+    if not path.is_file():
+        fail(f"--prompts '{path}': neither a template with {{}} nor a file")
+    found = read_json(path) if path.suffix == ".json" else [line for line in path.read_text().splitlines() if line.strip()]
+    found = found.get("templates") if isinstance(found, dict) else found
+    if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
+        fail(f"--prompts {path}: must hold a list of templates")
+    return found
+
+
+# ---- metrics ------------------------------------------------------------------------------------------------------
+
+
+def wilson(correct, total):
+    """95 % Wilson score interval of a proportion (Wilson 1927): right for independent images."""
+    z, p = 1.959964, correct / total
+    centre, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return [(centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)]
+
+
+def class_bootstrap(correct, labels, draws=2000, seed=0):
+    """95 % percentile interval of the accuracy when whole classes are drawn anew: the honest one for frames of few objects."""
+    classes, index = np.unique(labels, return_inverse=True)
+    hits, counts = np.bincount(index, correct), np.bincount(index)
+    drawn = np.random.default_rng(seed).multinomial(len(classes), np.full(len(classes), 1 / len(classes)), draws)  # (draws, C)
+    return np.quantile((drawn @ hits) / (drawn @ counts), [0.025, 0.975]).tolist()
+
+
+def evaluate(logits, labels, classes, pairs=10):
+    """Metrics of logits (N, C) against labels (N,): accuracies in 0..1; mean_per_class over the classes that have images.
+
+    confusions: the most frequent (true, predicted, count, share of that true class's images).
+    """
+    top = logits.topk(min(5, len(classes)), dim=1).indices  # (N, 5)
+    predicted = top[:, 0].numpy()
+    true = labels.numpy()
+    correct = predicted == true
+    counts = np.bincount(true, minlength=len(classes))
+    matrix = np.zeros((len(classes), len(classes)), int)
+    np.add.at(matrix, (true, predicted), 1)
+    off = matrix * (1 - np.eye(len(classes), dtype=int))
+    order = np.argsort(-off, axis=None, kind="stable")[:pairs]
+    worst = [(t, p, off[t, p].item()) for t, p in zip(*np.unravel_index(order, off.shape)) if off[t, p]]
+    return {
+        "top1": correct.mean().item(),
+        "top1_ci95": wilson(int(correct.sum()), len(true)),
+        "top1_ci95_class": class_bootstrap(correct, true),
+        "top5": (top == labels[:, None]).any(1).float().mean().item(),
+        "mean_per_class": (np.diag(matrix) / np.maximum(counts, 1))[counts > 0].mean().item(),
+        "chance": 1 / len(classes),
+        "confusions": [{"true": classes[t], "predicted": classes[p], "count": n, "share": n / counts[t].item()} for t, p, n in worst],
+    }
+
+
+# ---- command line and results ---------------------------------------------------------------------------------------
+
+FLAGS = {
+    "data": dict(default="toy", help="data/NAME or any folder of class folders (%(default)s)"),
+    "model": dict(help="CLIP, torchvision or toy model (toy-ViT on toy, else ViT-B/32)"),
+    "weights": dict(metavar="FILE", help="weights of --model (found or downloaded)"),
+    "act": dict(choices=("quickgelu", "gelu"), help="activation a CLIP --weights file was trained with (OpenAI's: known by hash)"),
+    "prompts": dict(
+        nargs="+",
+        metavar="TEMPLATE",
+        help="templates with {} for the class and perhaps {type}, or a .json or text file of them (a photo of a {}, a type of {type}.)",
+    ),
+    "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
+    "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
+    "seed": dict(type=int, default=0, help="(%(default)s)"),
+    "device": dict(default="auto", help="cuda, mps or cpu (%(default)s: the first there is)"),
+    "precision": dict(choices=("auto", "float32", "bf16", "fp16"), default="auto", help="autocast (%(default)s: 16 bit on CUDA only)"),
+    "batch": dict(type=int, default=256, help="images at a time on the device (%(default)s)"),
+    "out": dict(metavar="FILE", help="write the result here as JSON, and the predictions beside it as .npz (only print)"),
+}
+
+
+def add_flags(parser, names):
+    """Give `parser` the flags that are alike in every script."""
+    for name in names.split():
+        parser.add_argument(f"--{name}", **FLAGS[name])
+
+
+def default_model(data):
+    return "toy-ViT" if data == "toy" else "ViT-B/32"
+
+
+def code_version():
+    """The git commit of the folder this file lies in, with + for uncommitted changes; without git a hash of this file."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True).strip()
+        return commit + ("+" if subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "sha256:" + file_sha256(__file__)[:12]
+
+
+def write_result(out, args, data, model, images, metrics, logits, started, labels_used=0, history=None):
+    """Write FILE.json with everything a number depends on, and FILE.npz with the test predictions.
+
+    `images` are the splits used, `{name: Images}`; `logits` (N, C) are those of its last one. `labels_used` counts the
+    labelled images that anything was learnt or chosen from.
+    """
+    probability, predicted = logits.softmax(1).max(1)
+    last = list(images.values())[-1]
+    out = Path(out).with_suffix(".json")
+    record = {
+        "script": Path(sys.argv[0]).stem,
+        "args": vars(args),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "classes": data.classes,
+            "counts": {split: len(i.rows) for split, i in images.items()},
+            "skipped": {split: len(i.skipped) for split, i in images.items()},
+        },
+        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width},
+        "labels_used": labels_used,
+        "metrics": metrics,
+        "environment": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+            "precision": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "code": code_version(),
+        },
+        "seconds": round(time.time() - started, 2),
+    }
+    if history:
+        record["history"] = history
+    # predictions first: where the record exists, its predictions do
+    with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez(file, index=np.array(last.paths), true=last.labels.numpy(), predicted=predicted.numpy(), confidence=probability.numpy())
+    with atomic(out) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    print(f"wrote {out}")

@@ -1,0 +1,248 @@
+"""Data sets as people have them: every layout, every kind of file, every defect, and no stale cache."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import blocked_split, load_data, load_images, natural, read_image, to_rgb
+
+
+def picture(path, size=(40, 40), colour=(200, 30, 30), **save):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **save)
+
+
+def folder_of(root, splits):
+    """Files `splits[split][class]` = names, one colour each."""
+    for split, classes in splits.items():
+        for c, names in classes.items():
+            for i, name in enumerate(names):
+                picture(root / split / c / name, colour=(10 * i, 100, 50))
+    return root
+
+
+@pytest.mark.parametrize("train, val, test", [("train", "valid", "test"), ("Training", "Validation", "TESTING"), ("Train", "VAL", "Test")])
+@pytest.mark.parametrize("wrapper", ["", "fruits-360_dataset/fruits-360"])
+def test_splits_are_found_by_name_in_any_case_below_wrappers(tmp_path, train, val, test, wrapper):
+    folder_of(tmp_path / wrapper, {s: {"a": ["1.jpg"], "b": ["1.png", "2.png"]} for s in (train, val, test)})
+    folder_of(tmp_path / wrapper, {"papers": {}, "test-multiple_fruits": {"": ["x.jpg"]}})
+    data = load_data(str(tmp_path))
+    assert data.classes == ["a", "b"]
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 3, "val": 3, "test": 3}
+
+
+def test_classes_are_sorted_and_shared(tmp_path, capsys, monkeypatch):
+    """The ids do not depend on the order in which the file system lists folders, nor on which of them a split has."""
+    folder_of(tmp_path, {"train": {c: ["1.jpg"] for c in ("pear", "apple", "fig")}, "test": {"pear": ["1.jpg"], "fig": ["1.jpg"]}})
+    scandir = os.scandir
+    seen = []
+    for order in (1, -1):
+        monkeypatch.setattr(os, "scandir", lambda path, order=order: sorted(scandir(path), key=lambda e: e.name)[::order])
+        data = load_data(str(tmp_path))
+        seen.append((data.classes, data.splits))
+    assert seen[0] == seen[1]
+    assert data.classes == ["apple", "fig", "pear"]
+    assert [(row[0], row[3]) for row in data.splits["test"]] == [("test/fig/1.jpg", 1), ("test/pear/1.jpg", 2)]
+    assert "no images of 1 class: apple" in capsys.readouterr().out
+
+
+def test_class_that_training_lacks_is_an_error_or_joins(tmp_path, capsys):
+    folder_of(tmp_path, {"train": {"b": ["1.jpg"]}, "test": {"a": ["1.jpg"], "b": ["1.jpg"]}})
+    with pytest.raises(SystemExit) as end:
+        load_data(str(tmp_path))
+    assert end.value.code == 2 and "lacks: a" in capsys.readouterr().err
+    data = load_data(str(tmp_path), union=True)
+    assert data.classes == ["a", "b"] and [row[3] for row in data.splits["train"]] == [1]
+
+
+def test_blocked_split_is_contiguous_stratified_seeded():
+    labels = [0] * 10 + [1] * 25 + [2] * 2 + [3]
+    mask = blocked_split(labels, 0.2, seed=1)
+    for c, count in ((0, 2), (1, 5), (2, 1), (3, 0)):
+        held = np.flatnonzero(mask & (np.array(labels) == c))
+        assert len(held) == count
+        assert not count or held[-1] - held[0] == count - 1  # one run
+    assert (mask == blocked_split(labels, 0.2, seed=1)).all()
+    assert len({tuple(blocked_split(labels, 0.2, seed=s)) for s in range(8)}) > 1
+
+
+def test_no_test_folder_holds_out_runs_in_natural_order(tmp_path, capsys):
+    folder_of(tmp_path, {"": {c: [f"{i}.jpg" for i in range(20)] for c in "ab"}})
+    data = load_data(str(tmp_path))
+    assert "no test folder" in capsys.readouterr().out
+    numbers = [int(row[0].split("/")[1].split(".")[0]) for row in data.splits["test"] if row[3] == 0]
+    assert len(numbers) == 4 and numbers == list(range(numbers[0], numbers[0] + 4))
+    assert not {row[0] for row in data.splits["test"]} & {row[0] for row in data.splits["train"]}
+    assert len(data.splits["train"]) == 32
+
+
+def test_natural_order():
+    assert sorted(["10.jpg", "9.jpg", "r_2.jpg", "2.jpg", "r_10.jpg"], key=natural) == ["2.jpg", "9.jpg", "10.jpg", "r_2.jpg", "r_10.jpg"]
+
+
+def test_hidden_and_other_files_are_ignored(tmp_path):
+    folder_of(tmp_path, {"train": {"a": ["1.jpg"], "b": ["1.jpg"]}, "test": {"a": ["1.jpg"], "b": ["1.jpg"]}})
+    for stray in (".DS_Store", "train/.DS_Store", "train/a/.DS_Store", "train/a/._1.jpg", "train/a/notes.txt", "train/labels.csv"):
+        (tmp_path / stray).write_text("x")
+    picture(tmp_path / "train" / ".ipynb_checkpoints" / "1.jpg")
+    picture(tmp_path / "__MACOSX" / "train" / "c" / "1.jpg")
+    data = load_data(str(tmp_path))
+    assert data.classes == ["a", "b"] and len(data.splits["train"]) == 2
+
+
+def test_empty_class_folder_keeps_its_place(tmp_path):
+    folder_of(tmp_path, {"train": {"a": ["1.jpg"], "c": ["1.jpg"]}, "test": {"a": ["1.jpg"], "c": ["1.jpg"]}})
+    (tmp_path / "train" / "b").mkdir()
+    data = load_data(str(tmp_path))
+    assert data.classes == ["a", "b", "c"] and [row[3] for row in data.splits["test"]] == [0, 2]
+
+
+def test_names_become_words(tmp_path, capsys):
+    folder_of(tmp_path, {"train": {c: ["1.jpg"] for c in ("green_apple", "green-apple", "n01")}})
+    (tmp_path / "classnames.json").write_text(json.dumps({"n01": "tench"}))
+    data = load_data(str(tmp_path))
+    assert dict(zip(data.classes, data.words)) == {"green-apple": "green apple", "green_apple": "green apple", "n01": "tench"}
+    assert "all called 'green apple'" in capsys.readouterr().out
+    (tmp_path / "classnames.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("make, message", [(lambda p: None, "neither"), (lambda p: p.mkdir(), "no images in class folders")])
+def test_no_data_is_one_line(tmp_path, capsys, make, message):
+    make(tmp_path / "x")
+    with pytest.raises(SystemExit) as end:
+        load_data(str(tmp_path / "x"))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_two_data_sets_below_one_folder_are_not_mixed(tmp_path, capsys):
+    for name in ("one", "two"):
+        folder_of(tmp_path / name, {"train": {"a": ["1.jpg"]}})
+    with pytest.raises(SystemExit):
+        load_data(str(tmp_path))
+    assert "several data sets" in capsys.readouterr().err
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def stripes(mode="RGB"):
+    """Left half blue and opaque, right half red and fully transparent."""
+    image = Image.new("RGBA", (8, 8), (0, 0, 255, 255))
+    image.paste((255, 0, 0, 0), (4, 0, 8, 8))
+    return image
+
+
+def test_transparent_pixels_become_white():
+    for image in (stripes(), stripes().convert("RGBa"), stripes().convert("LA")):
+        pixels = np.asarray(to_rgb(image))
+        assert (pixels[:, 4:] == 255).all() and not (pixels[:, :4] == 255).all()
+
+
+def test_palette_gif_with_transparency(tmp_path):
+    stripes().save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "a.jpg")  # as one of the real images is named
+    pixels = read_image(tmp_path / "a.jpg", 8)
+    assert (pixels[:, 5:] == 255).all() and (pixels[:, :3] == (0, 0, 255)).all()
+
+
+def test_sixteen_bit_grey_cmyk_and_orientation(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    assert np.abs(read_image(tmp_path / "deep.png", 8)[..., 0] - ramp / 257).max() <= 0.5
+    with pytest.raises(ValueError, match="floating"):
+        to_rgb(Image.new("F", (4, 4)))
+    for mode in ("L", "1", "P", "CMYK", "YCbCr", "I"):
+        assert to_rgb(Image.new(mode, (4, 4))).mode == "RGB"
+    assert np.asarray(to_rgb(Image.new("CMYK", (1, 1), (0, 255, 255, 0)))).tolist() == [[[255, 0, 0]]]
+    image = Image.new("RGB", (8, 8), "white")
+    image.paste((0, 0, 0), (0, 0, 8, 4))  # dark above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert (read_image(tmp_path / "turned.png", 8)[4:] == 0).all()
+
+
+def test_broken_images_are_named_skipped_counted(tmp_path, monkeypatch, capsys):
+    folder_of(tmp_path / "d", {"train": {c: [f"{i}.jpg" for i in range(5)] for c in "ab"}, "test": {c: ["0.jpg"] for c in "ab"}})
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "d/train/a/2.jpg")
+    whole = (tmp_path / "d/train/a/2.jpg").read_bytes()
+    (tmp_path / "d/train/a/2.jpg").write_bytes(whole[: len(whole) // 2])  # truncated
+    (tmp_path / "d/train/b/3.jpg").write_bytes(b"")
+    (tmp_path / "d/train/b/4.jpg").write_text("<html>404</html>")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second time from the cache
+        images = load_images(load_data("d"), "train", 64)
+        out = capsys.readouterr().out
+        assert [name for name, _ in images.skipped] == ["train/a/2.jpg", "train/b/3.jpg", "train/b/4.jpg"]
+        assert "d/train/a/2.jpg" in out and "truncated" in out
+        assert images.labels.tolist() == [0] * 4 + [1] * 3
+        assert len(images.paths) == len(images.rows) == 7
+        got = torch.cat(list(images.batches(2))).permute(0, 2, 3, 1).numpy()
+        assert (got == [read_image(tmp_path / "d" / p, 40) for p in images.paths]).all()
+
+
+def test_small_square_images_keep_their_size_others_do_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "d", {"train": {c: ["1.png", "2.png"] for c in "ab"}})
+    shutil.copytree(tmp_path / "d", tmp_path / "e")
+    picture(tmp_path / "e/train/a/0.png", (60, 44))
+    assert load_images(load_data("d"), "train", 64).pixels.shape[1:] == (40, 40, 3)
+    assert load_images(load_data("d"), "train", 32).pixels.shape[1:] == (32, 32, 3)
+    assert load_images(load_data("e"), "train", 64).pixels.shape[1:] == (64, 64, 3)
+
+
+def test_decoded_cache_is_keyed_by_path_size_mtime_and_stored_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "d", {"train": {"a": ["1.png", "2.png"]}, "test": {"a": ["1.png"]}})
+    file = tmp_path / "d/train/a/1.png"
+
+    def key(size=64):
+        data = load_data("d")
+        return load_images(data, "train", size).key, data.fingerprint
+
+    start = key()
+    assert key() == start
+    os.utime(file, ns=(1, 1))
+    touched = key()
+    picture(file, colour=(1, 2, 3), compress_level=0)
+    os.utime(file, ns=(1, 1))
+    grown = key()
+    file.rename(file.with_name("3.png"))
+    renamed = key()
+    keys = [start, touched, grown, renamed]
+    assert len({k for k, _ in keys}) == len({f for _, f in keys}) == 4
+    assert key(32)[0] != renamed[0]
+    # the pixels follow: no stale cache
+    images = load_images(load_data("d"), "train", 64)
+    assert (images.pixels[images.paths.index("train/a/3.png")] == (1, 2, 3)).all()
+
+
+def test_an_interrupted_decoding_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "d", {"train": {"a": ["1.png", "2.png"]}})
+    import common
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "progress", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            load_images(load_data("d"), "train", 64)
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_real_folders(real, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counts = {"fruits360": (95, 5700, 1900), "sports": (100, 800, 300), "birds": (132, 396, 264), "simpsons": (6, 308, 100)}
+    for name, (classes, train, test) in counts.items():
+        data = load_data(str(real / name))
+        assert (len(data.classes), len(data.splits["train"]), len(data.splits["test"])) == (classes, train, test)
+    images = load_images(load_data(str(real / "simpsons")), "test", 64)
+    assert not images.skipped and len(images.rows) == 100

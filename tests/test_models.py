@@ -1,0 +1,381 @@
+"""Models against independent loaders, and what must never be loaded."""
+
+import json
+import math
+import re
+
+import clip
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from clip.model import CLIP as Network
+from clip.model import QuickGELU
+from conftest import random_weights
+from PIL import Image
+from safetensors.torch import save_file
+
+import common
+from common import CLIP, OPENAI, class_embeddings, embed_captions, features, load_data, load_images, load_model, model_name, upsample
+
+
+def openai_shape(name, seed=0):
+    """A random network in the shape of an OpenAI model, with a text side small enough for a test.
+
+    The image side is what parity is about; weights are scaled so that deep random features still depend on the picture.
+    """
+    embed, size, layers, width, patch = CLIP[name][1]
+    torch.manual_seed(seed)
+    net = Network(embed, size, layers, width, patch, 77, 49408, 128, 2, 1).eval()
+    for module in net.visual.modules():
+        if hasattr(module, "bn3"):
+            torch.nn.init.ones_(module.bn3.weight)
+    return net
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Data sets of 100 px, 224 px and any size: drawn, or real where $REAL_DATA is set."""
+    import os
+    from pathlib import Path
+
+    root = tmp_path_factory.mktemp("pictures")
+    if real := os.environ.get("REAL_DATA"):
+        for name, split in (("fruits360", "Test"), ("sports", "test"), ("simpsons", "Test")):
+            files = sorted(p for p in (Path(real) / name / split).rglob("*.*"))
+            for file in files[:: len(files) // 70][:70]:
+                target = root / name / "test" / file.parent.name / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+        return root
+    rng = np.random.default_rng(0)
+    for name, sizes in (("fruits360", [(100, 100)]), ("sports", [(224, 224)]), ("simpsons", [(300, 200), (150, 260), (500, 333)])):
+        for i in range(24):
+            w, h = sizes[i % len(sizes)]
+            small = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+            target = root / name / "test" / "ab"[i % 2] / f"{i}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            small.resize((w, h), Image.BICUBIC).save(target, quality=95)
+    return root
+
+
+def centred_cosine(a, b):
+    """Per image, after subtracting the mean feature: plain cosine of random networks is .998 for any two pictures."""
+    return F.cosine_similarity(a - b.mean(0), b - b.mean(0))
+
+
+def reference(path, files):
+    """Features of files through clip.load and its own Pillow preprocessing."""
+    net, preprocess = clip.load(str(path), device="cpu")
+    with torch.inference_mode():
+        return torch.cat([net.encode_image(preprocess(Image.open(f))[None]) for f in files]), net
+
+
+def plain(files):
+    """Files that clip's own preprocessing treats as ours: without transparency, without a palette."""
+    return [f for f in files if Image.open(f).mode in ("RGB", "L")]
+
+
+@pytest.mark.parametrize("data", ["fruits360", "sports", "simpsons"])
+@pytest.mark.parametrize("name", ["RN50", "ViT-B/32", "toy-ViT", "toy-RN"])
+def test_parity_with_clip_load(name, data, pictures, tmp_path, monkeypatch, trained_toys):
+    monkeypatch.chdir(tmp_path)
+    if name in CLIP:
+        path = tmp_path / "net.pt"
+        torch.save(openai_shape(name).state_dict(), path)
+    else:
+        path = trained_toys / f"{name}.pt"
+    model = load_model(name, "cpu", path, "float32", act="quickgelu")
+    images = load_images(load_data(str(pictures / data), type=""), "test", model.size)
+    keep = [i for i, p in enumerate(images.paths) if plain([pictures / data / p])][:: 2 if name in CLIP else 1]
+    files = [pictures / data / images.paths[i] for i in keep]
+    ours = features(model, images)[0][keep]
+    theirs, net = reference(path, files)
+    cosine = centred_cosine(ours, theirs)
+    assert cosine.min() > 0.9999
+    z = class_embeddings(model, ["red apple", "blue plum", "cat", "dog"], ["a photo of a {}."])
+    with torch.inference_mode():
+        text = net.encode_text(clip.tokenize([f"a photo of a {w}." for w in ("red apple", "blue plum", "cat", "dog")]))
+    assert torch.allclose(z, F.normalize(text, dim=1), atol=1e-4)
+    guess, right = (F.normalize(x, dim=1) @ z.T for x in (ours, theirs))
+    assert (guess.argmax(1) == right.argmax(1)).float().mean() >= 0.995
+
+    # the same measure tells each of the known mistakes
+    if data != "fruits360":
+        return
+    x = next(images.batches(len(images.rows)))[keep]
+    mean, std = torch.tensor(model.mean).view(3, 1, 1), torch.tensor(model.std).view(3, 1, 1)
+    imagenet = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    bilinear = F.interpolate(x, size=(model.size,) * 2, mode="bilinear")
+    wrong = {"bilinear": ((bilinear / 255 - mean) / std), "normalisation": ((upsample(x, model.size) / 255 - imagenet[0]) / imagenet[1])}
+    with torch.inference_mode():
+        for mistake, pixels in wrong.items():
+            assert centred_cosine(model.visual(pixels), theirs).min() < 0.9999, mistake
+        if "ViT" in name:
+            gelu = load_model(name, "cpu", path, "float32", act="gelu")
+            assert not any(isinstance(m, QuickGELU) for m in gelu.net.modules())
+            assert centred_cosine(gelu.encode_image(x), theirs).min() < 0.9999
+
+
+@pytest.mark.parametrize("name, theirs", [("RN50", "RN50-quickgelu"), ("ViT-B/32", "ViT-B-32-quickgelu")])
+def test_parity_with_open_clip_safetensors(name, theirs, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = open_clip.create_model(theirs).eval()
+    save_file(net.state_dict(), tmp_path / "open_clip_model.safetensors")
+    model = load_model(name, "cpu", tmp_path / "open_clip_model.safetensors", "float32", act="quickgelu")
+    images = load_images(load_data(str(pictures / "sports"), type=""), "test", model.size)
+    x = next(images.batches(8))
+    tokens = clip.tokenize(["a photo of a cat.", "a dog"])
+    with torch.inference_mode():
+        a, b = model.encode_image(x), net.encode_image(model.inputs(x))
+        assert centred_cosine(a, b).min() > 0.9999
+        assert F.cosine_similarity(model.encode_text(tokens), net.encode_text(tokens)).min() > 0.9999
+
+
+def test_shapes_are_open_clips():
+    """The table of OpenAI's shapes against open_clip's configuration of each."""
+    for name, (_, (embed, size, layers, width, patch)) in CLIP.items():
+        theirs = open_clip.get_model_config(re.sub("[/@]", "-", name).removesuffix("px"))
+        vision = theirs["vision_cfg"]
+        found = (theirs["embed_dim"], vision["image_size"], vision["layers"], vision["width"], vision.get("patch_size"))
+        assert found == (embed, size, list(layers) if isinstance(layers, tuple) else layers, width, patch)
+
+
+WIDTHS = {
+    "mobilenet_v2": 1280,
+    "squeezenet1_1": 512,
+    "vgg16": 4096,
+    "convnext_tiny": 768,
+    "resnet18": 512,
+    "vit_b_16": 768,
+    "inception_v3": 2048,
+}
+
+
+@pytest.mark.parametrize("name, width", WIDTHS.items())
+def test_torchvision_features_are_flat(name, width, tmp_path):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None).eval()
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = load_model(name, "cpu", tmp_path / "w.pth")
+    x = torch.randint(0, 256, (2, 3, 50, 50), dtype=torch.uint8)
+    f = model.encode_image(x)
+    assert f.shape == (2, width) == (2, model.width) and model.encode_text is None
+    if name in ("mobilenet_v2", "resnet18", "vgg16", "convnext_tiny"):  # the removed layer on top gives the network's own answer
+        last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
+        with torch.inference_mode():
+            assert torch.allclose(last(f), net(model.inputs(x)), atol=1e-4)
+    t = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    assert (model.size, list(model.mean), list(model.std)) == (t.crop_size[0], t.mean, t.std)
+
+
+def test_real_mobilenet(real, tmp_path, monkeypatch):
+    """Real ImageNet weights through our batches against torchvision's own network and Pillow."""
+    monkeypatch.chdir(tmp_path)
+    weights = real / "weights" / "mobilenet_v2.pth"
+    model = load_model("mobilenet_v2", "cpu", weights, "float32")
+    images = load_images(load_data(str(real / "fruits360")), "test", model.size)
+    rows = list(range(0, len(images.rows), 60))
+    net = torchvision.models.mobilenet_v2()
+    net.load_state_dict(torch.load(weights, weights_only=True))
+    net.classifier = torch.nn.Identity()
+    pixels = [
+        torchvision.transforms.functional.to_tensor(Image.open(real / "fruits360" / images.paths[i]).resize((224, 224), Image.BICUBIC))
+        for i in rows
+    ]
+    with torch.inference_mode():
+        theirs = net.eval()((torch.stack(pixels) - torch.tensor(model.mean).view(3, 1, 1)) / torch.tensor(model.std).view(3, 1, 1))
+        ours = model.encode_image(torch.from_numpy(images.pixels[rows]).permute(0, 3, 1, 2))
+    assert centred_cosine(ours, theirs).min() > 0.999
+
+
+def test_names():
+    assert model_name("vit-b-32") == model_name("ViT-B/32") == "ViT-B/32"
+    assert model_name("ViT-L-14-336px") == "ViT-L/14@336px"
+    assert model_name("toy-vit") == "toy-ViT" and model_name("resnet101") == "resnet101"
+
+
+@pytest.mark.parametrize(
+    "wrong, right", [("ViT-B32", "ViT-B/32"), ("resnet-50", "resnet50"), ("RN51", "RN50"), ("mobilenetv2", "mobilenet_v2")]
+)
+def test_wrong_name_prints_the_nearest(wrong, right, capsys):
+    with pytest.raises(SystemExit) as end:
+        model_name(wrong)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and right in error and error.count("\n") == 1
+
+
+def test_upsampling_on_the_device_is_pillows():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (4, 100, 100, 3), np.uint8)
+    pillow = np.stack([np.asarray(Image.fromarray(a).resize((224, 224), Image.BICUBIC)) for a in x]).astype(int)
+    ours = upsample(torch.from_numpy(x).permute(0, 3, 1, 2), 224).permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(ours - pillow).max() <= 2
+
+
+def test_frozen_model_stays_frozen(world):
+    """Batch-norm statistics do not move when features are extracted, and nothing asks for a gradient."""
+    model = load_model("toy-RN", "cpu")
+    before = {k: v.clone() for k, v in model.net.state_dict().items()}
+    assert not model.net.training and not any(p.requires_grad for p in model.net.parameters())
+    assert not any(m.training for m in model.net.modules())
+    for _ in range(3):
+        model.encode_image(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+    assert all(torch.equal(v, before[k]) for k, v in model.net.state_dict().items())
+
+
+# ---- weights that must not pass -------------------------------------------------------------------------------------
+
+
+def refused(capsys, *args, **named):
+    with pytest.raises(SystemExit) as end:
+        load_model(*args, **named)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    return error
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemError('the pickle was executed')",)
+
+
+def test_code_in_weights_is_never_run(tmp_path, capsys, world):
+    torch.save({"a": Bomb()}, tmp_path / "bomb.pt")
+    assert "not a readable file of tensors" in refused(capsys, "ViT-B/32", "cpu", tmp_path / "bomb.pt", act="quickgelu")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
+    assert "not a readable file" in refused(capsys, "RN50", "cpu", tmp_path / "cut.safetensors", act="quickgelu")
+    assert "no such file" in refused(capsys, "RN50", "cpu", tmp_path / "none.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    assert "not a CLIP checkpoint" in refused(capsys, "RN50", "cpu", tmp_path / "other.pt", act="quickgelu")
+    assert "not the weights of resnet18" in refused(capsys, "resnet18", "cpu", tmp_path / "other.pt")
+
+
+def test_torchscript_only_by_hash(tmp_path, capsys, world, monkeypatch):
+    """An archive in OpenAI's form is refused, and opened once its hash is one of theirs."""
+    net, _ = clip.load("weights/toy-ViT.pt", device="cpu")
+    for name, value in (("input_resolution", 64), ("context_length", 77), ("vocab_size", 49408)):
+        del net.__dict__[name]
+        net.register_buffer(name, torch.tensor(value))
+    path = tmp_path / "archive.pt"
+    torch.jit.save(torch.jit.trace(net.visual, torch.zeros(1, 3, 64, 64)), path)
+    assert "can carry code" in refused(capsys, "toy-ViT", "cpu", path)
+    monkeypatch.setitem(OPENAI, common.file_sha256(path), "toy-ViT")
+    state = common.read_state_dict(path, common.file_sha256(path))
+    assert torch.equal(state["conv1.weight"], net.visual.conv1.weight)
+
+
+def test_clip_file_of_unknown_activation_must_say(tmp_path, capsys):
+    net = openai_shape("ViT-B/32")
+    torch.save(net.state_dict(), tmp_path / "laion.pt")
+    assert "--act" in refused(capsys, "ViT-B/32", "cpu", tmp_path / "laion.pt")
+    assert "holds another network: ViT-B/32" in refused(capsys, "ViT-B/16", "cpu", tmp_path / "laion.pt", act="quickgelu")
+
+
+def test_without_network_one_line_says_where_to_put_what(world, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(world))
+    monkeypatch.setenv("TORCH_HOME", str(world))
+    error = refused(capsys, "RN101", "cpu")
+    assert "timm/resnet101_clip.openai" in error and "--weights" in error
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    error = refused(capsys, "resnet50", "cpu")
+    assert "resnet50-" in error and "--weights" in error
+
+
+def test_openais_own_file_is_found_and_a_wrong_one_is_not(world, monkeypatch):
+    monkeypatch.setenv("HOME", str(world))
+    folder = world / ".cache" / "clip"
+    folder.mkdir(parents=True)
+    (folder / "RN50.pt").write_bytes(b"half-downloaded")
+    with pytest.raises(SystemExit):
+        common.weights_file("RN50")
+    monkeypatch.setitem(clip.clip._MODELS, "RN50", f"https://x/{common.file_sha256(folder / 'RN50.pt')}/RN50.pt")
+    assert common.weights_file("RN50") == folder / "RN50.pt"
+
+
+# ---- features and captions ------------------------------------------------------------------------------------------
+
+
+def test_feature_cache_follows_everything_it_depends_on(world, monkeypatch):
+    data = load_data("tiny")
+    images = load_images(data, "test", 64)
+
+    def folders():
+        return set((world / "cache" / "features").iterdir())
+
+    model = load_model("toy-ViT", "cpu", precision="float32")
+    first, labels = features(model, images)
+    assert first.dtype == torch.float32 and first.shape == (32, 64) and labels.tolist() == [c for c in range(4) for _ in range(8)]
+    known = folders()
+    again, _ = features(model, images)
+    assert torch.equal(first, again) and folders() == known
+    torch.save(random_weights("toy-ViT", seed=1), world / "other.pt")
+    variants = [
+        load_model("toy-ViT", "cpu", world / "other.pt", "float32"),  # weights
+        load_model("toy-ViT", "cpu", precision="bf16"),  # precision
+        load_model("toy-ViT", "cpu", precision="float32", act="gelu"),  # network
+        load_model("toy-RN", "cpu", precision="float32"),  # model
+        load_model("toy-imagenet", "cpu", precision="float32"),
+    ]
+    for variant in variants:
+        x, _ = features(variant, images)
+        assert len(folders()) == len(known) + 1 and not torch.equal(x, first)
+        known = folders()
+    model.mean = (0.5, 0.5, 0.5)  # input pipeline
+    features(model, images)
+    assert len(folders()) == len(known) + 1
+    features(variants[0], load_images(data, "train", 64))  # pixels
+    assert len(folders()) == len(known) + 2
+
+
+def test_interrupted_features_go_on(world, monkeypatch):
+    monkeypatch.setattr(common, "CHUNK", 10)
+    images = load_images(load_data("tiny"), "test", 64)
+    model = load_model("toy-ViT", "cpu", precision="float32")
+    whole, _ = features(model, images, batch=4)
+    for file in sorted((world / "cache" / "features").rglob("*.npy"))[2:]:
+        file.unlink()  # as if stopped after two chunks
+    seen = []
+    encode = common.Model.encode_image
+    monkeypatch.setattr(common.Model, "encode_image", lambda self, x: seen.append(len(x)) or encode(self, x))
+    again, _ = features(model, images, batch=4)
+    assert torch.equal(whole, again) and sum(seen) == 12
+    assert not list((world / "cache").rglob(".*"))
+
+
+def test_captions_are_read_at_end_of_text(world, capsys):
+    model = load_model("toy-ViT", "cpu", precision="float32")
+    texts = ["a photo of a green apple.", "many", "word " * 90]
+    ours = embed_captions(model, texts)
+    assert "1 of 3 captions cut to 77 tokens" in capsys.readouterr().out
+    net, _ = clip.load("weights/toy-ViT.pt", device="cpu")
+    with torch.inference_mode():
+        theirs = F.normalize(net.encode_text(clip.tokenize(texts, truncate=True)), dim=1)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    # padding before end-of-text, the seed's mistake, gives something else
+    wrong = clip.tokenize(texts[:1])
+    end = wrong.argmax().item()
+    wrong[0, 76], wrong[0, end] = wrong[0, end].item(), 0
+    assert F.cosine_similarity(model.encode_text(wrong), ours[:1]).item() < 0.99
+
+
+def test_class_embedding_is_the_normalised_mean_of_normalised_captions(world):
+    model = load_model("toy-ViT", "cpu", precision="float32")
+    templates = ["a photo of a {}.", "many {}, a type of {type}."]
+    z = class_embeddings(model, ["red apple", "plum"], templates, "fruit")
+    for row, word in zip(z, ("red apple", "plum")):
+        parts = embed_captions(model, [f"a photo of a {word}.", f"many {word}, a type of fruit."])
+        assert math.isclose(row.norm().item(), 1, abs_tol=1e-5)
+        assert torch.allclose(row, F.normalize(parts.sum(0), dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("prompts, type", [(["no braces"], ""), (["a {} of {type}."], ""), (["missing.json"], ""), (["bad.json"], "")])
+def test_bad_prompts_are_one_line(prompts, type, world, capsys):
+    (world / "bad.json").write_text(json.dumps({"templates": []}))
+    model = load_model("toy-ViT", "cpu")
+    with pytest.raises(SystemExit) as end:
+        class_embeddings(model, ["x"], common.read_templates(prompts, type), type)
+    assert end.value.code == 2 and "--prompts" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""zero_shot.py and the metrics that every script reports: against independent implementations, and run as a user does."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+
+from common import class_bootstrap, evaluate, load_data, load_images, load_model, read_templates, wilson
+from zero_shot import zero_shot
+
+
+def test_wilson_is_scipys():
+    for correct, total in ((0, 10), (3, 10), (10, 10), (617, 900)):
+        interval = binomtest(correct, total).proportion_ci(0.95, "wilson")
+        assert wilson(correct, total) == pytest.approx([interval.low, interval.high], abs=1e-6)
+
+
+def test_class_bootstrap_draws_whole_classes():
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(12), rng.integers(5, 60, 12))
+    correct = rng.random(len(labels)) < rng.random(12)[labels]  # classes differ: images are not independent
+    low, high = class_bootstrap(correct, labels)
+    draws = []
+    for _ in range(2000):  # a plain loop over resampled classes
+        picked = [correct[labels == c] for c in rng.integers(0, 12, 12)]
+        draws.append(np.concatenate(picked).mean())
+    assert [low, high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
+    assert high - low > 2 * np.diff(wilson(int(correct.sum()), len(correct)))[0]
+    assert class_bootstrap(correct, labels) == [low, high]
+
+
+def test_metrics_are_scikit_learns():
+    rng = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(300, 9, generator=rng), torch.randint(0, 8, (300,), generator=rng)  # class 8 has no images
+    m = evaluate(logits, labels, list("abcdefghi"))
+    assert m["top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert m["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(9)))
+    present = logits[:, :8].argmax(1)
+    only = evaluate(logits[:, :8], labels, list("abcdefgh"))
+    assert only["mean_per_class"] == pytest.approx(balanced_accuracy_score(labels, present))
+    assert m["mean_per_class"] == pytest.approx(np.mean([(logits.argmax(1)[labels == c] == c).float().mean() for c in range(8)]))
+    assert m["chance"] == pytest.approx(1 / 9)
+    matrix = confusion_matrix(labels, logits.argmax(1), labels=range(9))
+    np.fill_diagonal(matrix, 0)
+    counts = [c["count"] for c in m["confusions"]]
+    assert counts == sorted(matrix.ravel(), reverse=True)[:10]
+    for c in m["confusions"]:
+        t, p = "abcdefghi".index(c["true"]), "abcdefghi".index(c["predicted"])
+        assert matrix[t, p] == c["count"] and c["share"] == pytest.approx(c["count"] / (labels == t).sum().item())
+
+
+@pytest.mark.parametrize("prompts", [["a photo of a {}, a type of fruit."], ["a photo of a {}.", "many {}.", "a dark {}."]])
+def test_same_zero_shot_as_clip_benchmark(prompts, trained_toys, tmp_path, monkeypatch):
+    """The same data, checkpoint and templates through clip_benchmark, scored with scikit-learn."""
+    import clip
+    from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
+
+    monkeypatch.chdir(trained_toys)
+    data = load_data("drawn")
+    model = load_model("toy-ViT", "cpu", precision="float32")
+    images = load_images(data, "test", model.size)
+    args = ["--data", "drawn", "--model", "toy-ViT", "--precision", "float32", "--prompts", *prompts, "--out", tmp_path / "r.json"]
+    assert run("zero_shot.py", *args, cwd=trained_toys).returncode == 0
+    m = json.loads((tmp_path / "r.json").read_text())["metrics"]
+
+    net, preprocess = clip.load("weights/toy-ViT.pt", device="cpu")
+    pictures = [preprocess(Image.open(data.root / p)) for p in images.paths]
+    loader = torch.utils.data.DataLoader(list(zip(pictures, images.labels.tolist())), batch_size=32)
+    templates = [p.replace("{}", "{c}") for p in prompts]
+    classifier = zero_shot_classifier(net, clip.tokenize, data.words, templates, "cpu", amp=False)
+    logits, target = run_classification(net, classifier, loader, "cpu", amp=False)
+    assert m["top1"] == pytest.approx((logits.argmax(1) == target).float().mean().item())
+    assert m["top5"] == pytest.approx(top_k_accuracy_score(target, logits, k=5, labels=range(len(data.classes))))
+    assert m["mean_per_class"] == pytest.approx(balanced_accuracy_score(target, logits.argmax(1)))
+    assert m["top1"] > 2 * m["chance"]  # trained enough for the comparison to mean something
+
+
+def test_zero_shot_is_scaled_cosine():
+    x, z = torch.randn(5, 8), torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
+    assert torch.allclose(zero_shot(x, z, 100.0), 100 * torch.cosine_similarity(x[:, None], z[None], dim=2), atol=1e-4)
+
+
+def test_templates(tmp_path):
+    assert read_templates(None) == ["a photo of a {}."]
+    assert read_templates(None, "bird") == ["a photo of a {}, a type of {type}."]
+    assert read_templates(["a {}."], "bird") == ["a {}."]
+    (tmp_path / "t.txt").write_text("a {}.\n\nthe {}.\n")
+    (tmp_path / "t.json").write_text('["a {}.", "the {}."]')
+    (tmp_path / "best.json").write_text('{"templates": ["a {}.", "the {}."]}')
+    for name in ("t.txt", "t.json", "best.json"):
+        assert read_templates([str(tmp_path / name)]) == ["a {}.", "the {}."]
+
+
+# ---- the script -----------------------------------------------------------------------------------------------------
+
+
+def test_script_prints_and_writes(world):
+    done = run(
+        "zero_shot.py",
+        "--data",
+        "tiny",
+        "--model",
+        "toy-RN",
+        "--device",
+        "cpu",
+        "--out",
+        "r/toy-RN.json",
+        "--grid",
+        "g/grid.png",
+        cwd=world,
+    )
+    assert done.returncode == 0 and not done.stderr
+    for word in ("top-1", "95 % interval", "top-5", "mean per class", "chance", "32 images", "4 classes", "a photo of a {}."):
+        assert word in done.stdout
+    record = json.loads((world / "r" / "toy-RN.json").read_text())
+    assert set(record) >= {"script", "args", "data", "model", "labels_used", "metrics", "environment", "seconds"}
+    assert set(record["metrics"]) == {"top1", "top1_ci95", "top1_ci95_class", "top5", "mean_per_class", "chance", "confusions"}
+    assert record["script"] == "zero_shot" and record["labels_used"] == 0 and record["args"]["seed"] == 0
+    assert record["data"]["counts"] == {"test": 32} and len(record["data"]["classes"]) == 4
+    assert set(record["environment"]) >= {"torch", "torchvision", "device", "threads", "code"}
+    saved = np.load(world / "r" / "toy-RN.npz")
+    assert (saved["true"] == saved["predicted"]).mean() == pytest.approx(record["metrics"]["top1"])
+    assert len(saved["index"]) == len(saved["confidence"]) == 32
+    assert Image.open(world / "g" / "grid.png").size[0] > 600
+    again = run("zero_shot.py", "--data", "tiny", "--model", "toy-RN", "--device", "cpu", "--out", "r/again.json", cwd=world)
+    assert json.loads((world / "r" / "again.json").read_text())["metrics"] == record["metrics"]
+    assert again.stdout.splitlines()[:5] == done.stdout.splitlines()[:5]
+
+
+def test_split_flag_and_skipped_images(world):
+    (world / "data").unlink()
+    shutil.copytree((world / "weights").resolve().parent / "data", world / "data")
+    broken = next((world / "data/tiny/Training").rglob("3.jpg"))
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = run("zero_shot.py", "--data", "tiny", "--model", "toy-ViT", "--split", "train", "--out", "r.json", cwd=world)
+    assert "31 images" in done.stdout and "1 image skipped" in done.stdout and str(broken.relative_to(world)) in done.stdout
+    assert json.loads((world / "r.json").read_text())["data"]["skipped"] == {"train": 1}
+    done = run("zero_shot.py", "--data", "tiny", "--model", "toy-ViT", "--split", "val", cwd=world)
+    assert done.returncode == 2 and "no val images" in done.stderr
+
+
+def test_any_pictures_any_labels(world):
+    files = sorted((world / "data/tiny/Test").rglob("*.jpg"))[:2]
+    done = run("zero_shot.py", "--model", "toy-ViT", "--images", *files, "--labels", "a cat", "a red apple", "a dog", cwd=world)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(files[0]) and len(lines) == 8
+    p = [float(line.split()[0]) for line in lines[1:4]]
+    assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1, abs=0.01)
+    assert {line.split(maxsplit=1)[1] for line in lines[1:4]} == {"a cat", "a red apple", "a dog"}
+    (world / "x.jpg").write_text("no picture")
+    for images in ("x.jpg", "none.jpg"):
+        done = run("zero_shot.py", "--model", "toy-ViT", "--images", images, "--labels", "a cat", cwd=world)
+        assert done.returncode == 2 and images in done.stderr and "Traceback" not in done.stderr
+
+
+def test_imagenet_model_says_that_it_has_no_text_side(world):
+    done = run("zero_shot.py", "--data", "tiny", "--model", "toy-imagenet", cwd=world)
+    assert done.returncode == 2 and "no text side" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_needs_nothing(tmp_path):
+    done = run("zero_shot.py", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and not list(tmp_path.iterdir())
+    for flag in (
+        "data",
+        "model",
+        "weights",
+        "prompts",
+        "type",
+        "classnames",
+        "seed",
+        "device",
+        "precision",
+        "batch",
+        "out",
+        "split",
+        "grid",
+        "images",
+        "labels",
+    ):
+        assert f"--{flag}" in done.stdout
+    assert "(toy)" in done.stdout and "(256)" in done.stdout
+
+
+def test_copied_alone_it_runs(world, tmp_path):
+    """zero_shot.py and common.py in an empty folder are enough."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("zero_shot.py", "common.py"):
+        shutil.copy(ROOT / name, alone)
+    args = ("--data", world / "data" / "tiny", "--model", "toy-ViT", "--weights", world / "weights" / "toy-ViT.pt")
+    done = run("zero_shot.py", *args, cwd=alone, script_folder=alone)
+    assert done.returncode == 0 and "top-1" in done.stdout
+    done = run("zero_shot.py", cwd=alone, script_folder=alone)
+    assert done.returncode == 2 and "toy.py" in done.stderr
+
+
+def test_full_disk_is_one_line(world):
+    """Where the result cannot be written, nothing half-written stays and one line says so."""
+    limit = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # bytes a file
+sys.argv, sys.path[0] = sys.argv[1:], {str(ROOT)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    (world / "limit.py").write_text(limit)
+    done = run("limit.py", ROOT / "zero_shot.py", "--data", "tiny", "--model", "toy-ViT", "--out", "r.json", cwd=world, script_folder=world)
+    assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert not (world / "r.json").exists() and not [p for p in (world / "cache").rglob(".*") if p.is_file()]

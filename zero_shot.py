@@ -1,0 +1,115 @@
+"""Zero-shot: name the classes of images by comparing them with captions, as in CLIP (Radford et al. 2021); no training.
+
+    python zero_shot.py                                                # the toy world: about .7 in seconds, once it is made
+    python zero_shot.py --data fruits360 --model RN101 --grid grid.png
+    python zero_shot.py --images cat.jpg --labels "a cat" "a dog"      # any pictures, any labels, no data set
+
+Copy this file and common.py to use it elsewhere.
+"""
+
+import argparse
+import textwrap
+import time
+
+import numpy as np
+import torch.nn.functional as F
+
+from common import (
+    add_flags,
+    atomic,
+    class_embeddings,
+    counted,
+    default_model,
+    embed_captions,
+    evaluate,
+    features,
+    load_data,
+    load_images,
+    load_model,
+    read_pictures,
+    read_templates,
+    write_result,
+)
+
+GREEN, RED = "#1a7f37", "#c62828"
+
+
+def zero_shot(x, z, scale):
+    """Logits (N, C): scaled cosine similarity of image features x (N, E) and unit-length class embeddings z (C, E)."""
+    return scale * F.normalize(x, dim=1) @ z.T
+
+
+def draw_grid(file, pixels, predicted, true):
+    """4x4 picture of uint8 images (16, S, S, 3), each captioned `Predicted (True)` in green where right, red where wrong."""
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
+
+    fig = Figure(figsize=(11, 12.5))
+    axes = fig.subplots(4, 4)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, p, t in zip(axes.flat, pixels, predicted, true):
+        ax.imshow(image)
+        caption = f"{p} ({t})"
+        if len(caption) > 28:  # one line each, and no longer than the picture is wide
+            caption = "\n".join((textwrap.shorten(p, 28, placeholder=" …"), textwrap.shorten(f"({t})", 28, placeholder=" …)")))
+        ax.set_title(caption, color=GREEN if p == t else RED, fontsize=11)
+    fig.tight_layout()
+    fig.savefig(file, format="png", dpi=80)
+
+
+def print_ranking(files, labels, probabilities):
+    for file, p in zip(files, probabilities):
+        print(file)
+        for i in p.argsort(descending=True).tolist():
+            print(f"  {p[i]:6.3f}  {labels[i]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, "data model weights act prompts type classnames seed device precision batch out")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
+    parser.add_argument("--grid", metavar="FILE", help="draw 16 random images of the split as PNG (none)")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures instead of --data")
+    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="captions for --images, used as they are")
+    args = parser.parse_args()
+    started = time.time()
+    if (args.images is None) != (args.labels is None):
+        parser.error("--images and --labels belong together")
+    args.model = args.model or default_model(None if args.images else args.data)
+    model = load_model(args.model, args.device, args.weights, args.precision, args.act)
+
+    if args.images:
+        z = embed_captions(model, args.labels)
+        x = model.encode_image(read_pictures(args.images, model.size)).cpu()
+        return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
+
+    data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
+    templates = read_templates(args.prompts, data.type)
+    z = class_embeddings(model, data.words, templates, data.type)
+    images = load_images(data, args.split, model.size)
+    x, labels = features(model, images, args.batch)
+    logits = zero_shot(x, z, model.logit_scale)
+    m = evaluate(logits, labels, data.classes)
+
+    skipped = f", {counted(len(images.skipped), 'image')} skipped" if images.skipped else ""
+    print(f"{data.name} {args.split}: {counted(len(labels), 'image')}, {counted(len(data.classes), 'class')}{skipped}")
+    print(f"{model.name}: {model.size} px, features {model.width} wide, weights {model.sha256[:8]}, {model.device} {str(model.dtype)[6:]}")
+    print(f"prompts: {len(templates)}, the first: {templates[0].replace('{type}', data.type)}")
+    print(f"top-1           {m['top1']:.3f}   95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images,", end=" ")
+    print(f"{m['top1_ci95_class'][0]:.3f} to {m['top1_ci95_class'][1]:.3f} over classes")
+    print(f"top-5           {m['top5']:.3f}\nmean per class  {m['mean_per_class']:.3f}\nchance          {m['chance']:.3f}")
+    print("most confused (true -> predicted: images, share of the true class)")
+    for c in m["confusions"]:
+        print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
+    if args.grid:
+        pick = np.random.default_rng(args.seed).permutation(len(labels))[:16]
+        guess, true = logits.argmax(1)[pick], labels[pick]
+        with atomic(args.grid) as temporary:
+            draw_grid(temporary, images.pixels[images.rows[pick]], [data.classes[i] for i in guess], [data.classes[i] for i in true])
+        print(f"drew {args.grid}")
+    if args.out:
+        write_result(args.out, args, data, model, {args.split: images}, m, logits, started)
+
+
+if __name__ == "__main__":
+    main()
