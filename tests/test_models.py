@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+from pathlib import Path
 
 import clip
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import common
+import toy
 from common import CLIP, OPENAI, class_embeddings, embed_captions, features, load_data, load_images, load_model, model_name, upsample
 
 
@@ -36,16 +39,14 @@ def openai_shape(name, seed=0):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Data sets of 100 px, 224 px and any size: drawn, or real where $REAL_DATA is set."""
-    import os
-    from pathlib import Path
-
+def pictures(tmp_path_factory, trained_toys):
+    """Data sets of 32 px, 100 px, 224 px and any size: made up, or (but the first) real where $REAL_DATA is set."""
     root = tmp_path_factory.mktemp("pictures")
+    (root / "drawn").symlink_to(trained_toys / "data" / "drawn")
     if real := os.environ.get("REAL_DATA"):
         for name, split in (("fruits360", "Test"), ("sports", "test"), ("simpsons", "Test")):
             files = sorted(p for p in (Path(real) / name / split).rglob("*.*"))
-            for file in files[:: len(files) // 70][:70]:
+            for file in files[:: len(files) // 60][:60]:
                 target = root / name / "test" / file.parent.name / file.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
@@ -66,57 +67,53 @@ def centred_cosine(a, b):
     return F.cosine_similarity(a - b.mean(0), b - b.mean(0))
 
 
-def reference(path, files):
-    """Features of files through clip.load and its own Pillow preprocessing."""
-    net, preprocess = clip.load(str(path), device="cpu")
-    with torch.inference_mode():
-        return torch.cat([net.encode_image(preprocess(Image.open(f))[None]) for f in files]), net
+def plain(file):
+    """Whether clip's own preprocessing treats a file as ours does: no transparency, no palette."""
+    with Image.open(file) as image:
+        return image.mode in ("RGB", "L")
 
 
-def plain(files):
-    """Files that clip's own preprocessing treats as ours: without transparency, without a palette."""
-    return [f for f in files if Image.open(f).mode in ("RGB", "L")]
-
-
-@pytest.mark.parametrize("data", ["fruits360", "sports", "simpsons"])
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32", "toy-ViT", "toy-RN"])
-def test_parity_with_clip_load(name, data, pictures, tmp_path, monkeypatch, trained_toys):
+def test_parity_with_clip_load(name, pictures, tmp_path, monkeypatch, trained_toys):
+    """Our loader, decoder and batches against clip.load and its own Pillow preprocessing, one image at a time."""
     monkeypatch.chdir(tmp_path)
+    path = trained_toys / "weights" / f"{name}.pt"
     if name in CLIP:
         path = tmp_path / "net.pt"
-        torch.save(openai_shape(name).state_dict(), path)
-    else:
-        path = trained_toys / f"{name}.pt"
+        torch.save(toy.compact(openai_shape(name).state_dict()), path)  # float16 as OpenAI's: clip.load rounds to it
     model = load_model(name, "cpu", path, "float32", act="quickgelu")
-    images = load_images(load_data(str(pictures / data), type=""), "test", model.size)
-    keep = [i for i, p in enumerate(images.paths) if plain([pictures / data / p])][:: 2 if name in CLIP else 1]
-    files = [pictures / data / images.paths[i] for i in keep]
-    ours = features(model, images)[0][keep]
-    theirs, net = reference(path, files)
-    cosine = centred_cosine(ours, theirs)
-    assert cosine.min() > 0.9999
-    z = class_embeddings(model, ["red apple", "blue plum", "cat", "dog"], ["a photo of a {}."])
-    with torch.inference_mode():
-        text = net.encode_text(clip.tokenize([f"a photo of a {w}." for w in ("red apple", "blue plum", "cat", "dog")]))
-    assert torch.allclose(z, F.normalize(text, dim=1), atol=1e-4)
-    guess, right = (F.normalize(x, dim=1) @ z.T for x in (ours, theirs))
-    assert (guess.argmax(1) == right.argmax(1)).float().mean() >= 0.995
+    net, preprocess = clip.load(str(path), device="cpu")
 
-    # the same measure tells each of the known mistakes
-    if data != "fruits360":
-        return
-    x = next(images.batches(len(images.rows)))[keep]
-    mean, std = torch.tensor(model.mean).view(3, 1, 1), torch.tensor(model.std).view(3, 1, 1)
-    imagenet = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-    bilinear = F.interpolate(x, size=(model.size,) * 2, mode="bilinear")
-    wrong = {"bilinear": ((bilinear / 255 - mean) / std), "normalisation": ((upsample(x, model.size) / 255 - imagenet[0]) / imagenet[1])}
+    words = ["red apple", "blue plum", "cat", "dog"]
+    z = class_embeddings(model, words, ["a photo of a {}."])
     with torch.inference_mode():
-        for mistake, pixels in wrong.items():
-            assert centred_cosine(model.visual(pixels), theirs).min() < 0.9999, mistake
-        if "ViT" in name:
-            gelu = load_model(name, "cpu", path, "float32", act="gelu")
-            assert not any(isinstance(m, QuickGELU) for m in gelu.net.modules())
-            assert centred_cosine(gelu.encode_image(x), theirs).min() < 0.9999
+        text = net.encode_text(clip.tokenize([f"a photo of a {w}." for w in words]))
+    assert torch.allclose(z, F.normalize(text, dim=1), atol=1e-4)
+
+    for data in ("drawn", "fruits360", "sports", "simpsons"):
+        images = load_images(load_data(str(pictures / data), type=""), "test", model.size)
+        keep = [i for i, p in enumerate(images.paths) if plain(pictures / data / p)][:: 6 if name in CLIP else 1]
+        ours = features(model, images)[0][keep]
+        with torch.inference_mode():
+            theirs = torch.cat([net.encode_image(preprocess(Image.open(pictures / data / images.paths[i]))[None]) for i in keep])
+        assert centred_cosine(ours, theirs).min() >= 0.9999, data
+        guess, right = (F.normalize(x, dim=1) @ z.T for x in (ours, theirs))
+        assert (guess.argmax(1) == right.argmax(1)).float().mean() >= 0.995, data
+
+        if data == "drawn":  # the same measure tells each of the known mistakes
+            x = torch.cat(list(images.batches(64)))[keep]
+            mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+            imagenet = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+            bilinear = F.interpolate(x, size=(model.size,) * 2, mode="bilinear")
+            with torch.inference_mode():
+                wrong = {"bilinear": model.visual((bilinear / 255 - mean) / std)}
+                wrong["normalisation"] = model.visual((upsample(x, model.size) / 255 - imagenet[0]) / imagenet[1])
+            if name == "ViT-B/32":  # the toy's activations are too small after seconds of training for this one
+                gelu = load_model(name, "cpu", path, "float32", act="gelu")
+                assert not any(isinstance(m, QuickGELU) for m in gelu.net.modules())
+                wrong["gelu"] = gelu.encode_image(x)
+            for mistake, f in wrong.items():
+                assert centred_cosine(f, theirs).min() < 0.9999, mistake
 
 
 @pytest.mark.parametrize("name, theirs", [("RN50", "RN50-quickgelu"), ("ViT-B/32", "ViT-B-32-quickgelu")])
@@ -164,7 +161,7 @@ def test_torchvision_features_are_flat(name, width, tmp_path):
     x = torch.randint(0, 256, (2, 3, 50, 50), dtype=torch.uint8)
     f = model.encode_image(x)
     assert f.shape == (2, width) == (2, model.width) and model.encode_text is None
-    if name in ("mobilenet_v2", "resnet18", "vgg16", "convnext_tiny"):  # the removed layer on top gives the network's own answer
+    if name in ("mobilenet_v2", "resnet18", "convnext_tiny"):  # the removed layer on top gives the network's own answer
         last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
         with torch.inference_mode():
             assert torch.allclose(last(f), net(model.inputs(x)), atol=1e-4)
@@ -257,9 +254,6 @@ def test_code_in_weights_is_never_run(tmp_path, capsys, world):
 def test_torchscript_only_by_hash(tmp_path, capsys, world, monkeypatch):
     """An archive in OpenAI's form is refused, and opened once its hash is one of theirs."""
     net, _ = clip.load("weights/toy-ViT.pt", device="cpu")
-    for name, value in (("input_resolution", 64), ("context_length", 77), ("vocab_size", 49408)):
-        del net.__dict__[name]
-        net.register_buffer(name, torch.tensor(value))
     path = tmp_path / "archive.pt"
     torch.jit.save(torch.jit.trace(net.visual, torch.zeros(1, 3, 64, 64)), path)
     assert "can carry code" in refused(capsys, "toy-ViT", "cpu", path)

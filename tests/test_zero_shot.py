@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
+import zero_shot
 from common import class_bootstrap, evaluate, load_data, load_images, load_model, read_templates, wilson
-from zero_shot import zero_shot
 
 
 def test_wilson_is_scipys():
@@ -56,7 +56,7 @@ def test_metrics_are_scikit_learns():
 
 
 @pytest.mark.parametrize("prompts", [["a photo of a {}, a type of fruit."], ["a photo of a {}.", "many {}.", "a dark {}."]])
-def test_same_zero_shot_as_clip_benchmark(prompts, trained_toys, tmp_path, monkeypatch):
+def test_same_zero_shot_as_clip_benchmark(prompts, trained_toys, tmp_path, monkeypatch, call):
     """The same data, checkpoint and templates through clip_benchmark, scored with scikit-learn."""
     import clip
     from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
@@ -66,7 +66,7 @@ def test_same_zero_shot_as_clip_benchmark(prompts, trained_toys, tmp_path, monke
     model = load_model("toy-ViT", "cpu", precision="float32")
     images = load_images(data, "test", model.size)
     args = ["--data", "drawn", "--model", "toy-ViT", "--precision", "float32", "--prompts", *prompts, "--out", tmp_path / "r.json"]
-    assert run("zero_shot.py", *args, cwd=trained_toys).returncode == 0
+    assert call(zero_shot.main, *args)[0] == 0
     m = json.loads((tmp_path / "r.json").read_text())["metrics"]
 
     net, preprocess = clip.load("weights/toy-ViT.pt", device="cpu")
@@ -83,7 +83,7 @@ def test_same_zero_shot_as_clip_benchmark(prompts, trained_toys, tmp_path, monke
 
 def test_zero_shot_is_scaled_cosine():
     x, z = torch.randn(5, 8), torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
-    assert torch.allclose(zero_shot(x, z, 100.0), 100 * torch.cosine_similarity(x[:, None], z[None], dim=2), atol=1e-4)
+    assert torch.allclose(zero_shot.zero_shot(x, z, 100.0), 100 * torch.cosine_similarity(x[:, None], z[None], dim=2), atol=1e-4)
 
 
 def test_templates(tmp_path):
@@ -100,7 +100,7 @@ def test_templates(tmp_path):
 # ---- the script -----------------------------------------------------------------------------------------------------
 
 
-def test_script_prints_and_writes(world):
+def test_script_prints_and_writes(world, call):
     done = run(
         "zero_shot.py",
         "--data",
@@ -128,68 +128,53 @@ def test_script_prints_and_writes(world):
     assert (saved["true"] == saved["predicted"]).mean() == pytest.approx(record["metrics"]["top1"])
     assert len(saved["index"]) == len(saved["confidence"]) == 32
     assert Image.open(world / "g" / "grid.png").size[0] > 600
-    again = run("zero_shot.py", "--data", "tiny", "--model", "toy-RN", "--device", "cpu", "--out", "r/again.json", cwd=world)
-    assert json.loads((world / "r" / "again.json").read_text())["metrics"] == record["metrics"]
-    assert again.stdout.splitlines()[:5] == done.stdout.splitlines()[:5]
+    code, out, _ = call(zero_shot.main, "--data", "tiny", "--model", "toy-RN", "--device", "cpu", "--out", "r/again.json")
+    assert code == 0 and json.loads((world / "r" / "again.json").read_text())["metrics"] == record["metrics"]
+    assert out.splitlines()[:5] == done.stdout.splitlines()[:5]
 
 
-def test_split_flag_and_skipped_images(world):
+def test_split_flag_and_skipped_images(world, call):
     (world / "data").unlink()
     shutil.copytree((world / "weights").resolve().parent / "data", world / "data")
     broken = next((world / "data/tiny/Training").rglob("3.jpg"))
     broken.write_bytes(broken.read_bytes()[:200])
-    done = run("zero_shot.py", "--data", "tiny", "--model", "toy-ViT", "--split", "train", "--out", "r.json", cwd=world)
-    assert "31 images" in done.stdout and "1 image skipped" in done.stdout and str(broken.relative_to(world)) in done.stdout
+    code, out, _ = call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--split", "train", "--out", "r.json")
+    assert code == 0 and "31 images" in out and "1 image skipped" in out and str(broken.relative_to(world)) in out
     assert json.loads((world / "r.json").read_text())["data"]["skipped"] == {"train": 1}
-    done = run("zero_shot.py", "--data", "tiny", "--model", "toy-ViT", "--split", "val", cwd=world)
-    assert done.returncode == 2 and "no val images" in done.stderr
+    code, _, err = call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--split", "val")
+    assert code == 2 and "no val images" in err and err.count("\n") == 1
 
 
-def test_any_pictures_any_labels(world):
+def test_any_pictures_any_labels(world, call):
     files = sorted((world / "data/tiny/Test").rglob("*.jpg"))[:2]
-    done = run("zero_shot.py", "--model", "toy-ViT", "--images", *files, "--labels", "a cat", "a red apple", "a dog", cwd=world)
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
-    assert lines[0] == str(files[0]) and len(lines) == 8
+    code, out, _ = call(zero_shot.main, "--model", "toy-ViT", "--images", *files, "--labels", "a cat", "a red apple", "a dog")
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == str(files[0]) and len(lines) == 8
     p = [float(line.split()[0]) for line in lines[1:4]]
     assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1, abs=0.01)
     assert {line.split(maxsplit=1)[1] for line in lines[1:4]} == {"a cat", "a red apple", "a dog"}
     (world / "x.jpg").write_text("no picture")
     for images in ("x.jpg", "none.jpg"):
-        done = run("zero_shot.py", "--model", "toy-ViT", "--images", images, "--labels", "a cat", cwd=world)
-        assert done.returncode == 2 and images in done.stderr and "Traceback" not in done.stderr
+        code, _, err = call(zero_shot.main, "--model", "toy-ViT", "--images", images, "--labels", "a cat")
+        assert code == 2 and images in err and err.count("\n") == 1
+    assert call(zero_shot.main, "--images", "x.jpg")[0] == 2
 
 
-def test_imagenet_model_says_that_it_has_no_text_side(world):
-    done = run("zero_shot.py", "--data", "tiny", "--model", "toy-imagenet", cwd=world)
-    assert done.returncode == 2 and "no text side" in done.stderr and done.stderr.count("\n") == 1
+def test_imagenet_model_says_that_it_has_no_text_side(world, call):
+    code, _, err = call(zero_shot.main, "--data", "tiny", "--model", "toy-imagenet")
+    assert code == 2 and "no text side" in err and err.count("\n") == 1
 
 
-def test_help_needs_nothing(tmp_path):
-    done = run("zero_shot.py", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and not list(tmp_path.iterdir())
-    for flag in (
-        "data",
-        "model",
-        "weights",
-        "prompts",
-        "type",
-        "classnames",
-        "seed",
-        "device",
-        "precision",
-        "batch",
-        "out",
-        "split",
-        "grid",
-        "images",
-        "labels",
-    ):
-        assert f"--{flag}" in done.stdout
-    assert "(toy)" in done.stdout and "(256)" in done.stdout
+def test_help_needs_nothing(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(zero_shot.main, "--help")
+    assert code == 0 and not list(tmp_path.iterdir())
+    flags = "data model weights act prompts type classnames seed device precision batch out split grid images labels"
+    assert not [flag for flag in flags.split() if f"--{flag}" not in out]
+    assert "(toy)" in out and "(256)" in out
 
 
-def test_copied_alone_it_runs(world, tmp_path):
+def test_copied_alone_it_runs(world, tmp_path, call, monkeypatch):
     """zero_shot.py and common.py in an empty folder are enough."""
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -197,9 +182,11 @@ def test_copied_alone_it_runs(world, tmp_path):
         shutil.copy(ROOT / name, alone)
     args = ("--data", world / "data" / "tiny", "--model", "toy-ViT", "--weights", world / "weights" / "toy-ViT.pt")
     done = run("zero_shot.py", *args, cwd=alone, script_folder=alone)
-    assert done.returncode == 0 and "top-1" in done.stdout
-    done = run("zero_shot.py", cwd=alone, script_folder=alone)
-    assert done.returncode == 2 and "toy.py" in done.stderr
+    assert done.returncode == 0 and "top-1" in done.stdout and not done.stderr
+    monkeypatch.chdir(alone)
+    monkeypatch.setattr("common.__file__", str(alone / "common.py"))
+    code, _, err = call(zero_shot.main)
+    assert code == 2 and "toy.py" in err and err.count("\n") == 1
 
 
 def test_full_disk_is_one_line(world):
