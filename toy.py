@@ -298,7 +298,7 @@ def true_templates(traits):
     return np.array([[need <= have for need in named] for have in traits])
 
 
-def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH):
+def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dtype=torch.float32):
     """Train one encoder on uint8 images (N, 64, 64, 3) with their sets of traits and names; returns its float16 state dict.
 
     CLIP's symmetric contrastive loss over the batch (Radford et al. 2021) on captions drawn anew each time, plus the same
@@ -328,7 +328,7 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH):
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.15)
     normalise = clip.clip._transform(64).transforms[-1]
-    fast = torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False))
+    fast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
     order = [rng.permutation(len(images))[: steps // epochs * batch] for _ in range(epochs)]
     bar = tqdm(np.split(np.concatenate(order), steps), name, unit="step", disable=None, leave=False)
@@ -359,7 +359,7 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH):
 
 
 def main():
-    from common import atomic, file_sha256  # here, so that the functions above can be copied without common.py
+    from common import atomic, file_sha256, pick_device  # here, so that the functions above can be copied without common.py
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -367,16 +367,17 @@ def main():
     if not Path("data/toy").is_dir():
         Path("data").mkdir(exist_ok=True)
         write_data("data/toy", seed=args.seed)
-        print("drew data/toy")
+        print("drew data/toy", flush=True)
     missing = [(name, *plan) for name, *plan in PLANS if not Path(f"weights/{name}.pt").exists()]
     if missing:
         names = np.random.default_rng(args.seed).permutation(PRETRAINED * (IMAGES // len(PRETRAINED)))
         images, traits = zip(*draw_many(names.tolist(), True, args.seed + 1))
         for name, epochs, rate in missing:
-            state = pretrain(name, np.stack(images), traits, names.tolist(), epochs, rate, args.seed)
+            print(f"pretraining weights/{name}.pt on {len(images):,} pictures, {epochs} times", flush=True)
+            state = pretrain(name, np.stack(images), traits, names.tolist(), epochs, rate, args.seed, dtype=pick_device("cpu")[1])
             with atomic(f"weights/{name}.pt") as temporary:
                 torch.save(state, temporary)
-            print(f"pretrained weights/{name}.pt, sha256 {file_sha256(f'weights/{name}.pt')[:8]}")
+            print(f"wrote weights/{name}.pt, sha256 {file_sha256(f'weights/{name}.pt')[:8]}", flush=True)
 
 
 if __name__ == "__main__":

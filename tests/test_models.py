@@ -157,7 +157,7 @@ def test_torchvision_features_are_flat(name, width, tmp_path):
     torch.manual_seed(0)
     net = torchvision.models.get_model(name, weights=None).eval()
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    model = load_model(name, "cpu", tmp_path / "w.pth")
+    model = load_model(name, "cpu", tmp_path / "w.pth", "float32")
     x = torch.randint(0, 256, (2, 3, 50, 50), dtype=torch.uint8)
     f = model.encode_image(x)
     assert f.shape == (2, width) == (2, model.width) and model.encode_text is None
