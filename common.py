@@ -36,7 +36,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
-warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # clip imports it; its end is not the user's concern
+# clip needs both: their end is not the user's concern
+warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
 import clip
 from clip.model import ModifiedResNet, QuickGELU, build_model
 
@@ -421,9 +423,11 @@ class Model:
 
     def inputs(self, x):
         """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: upsampled to `size`, scaled, normalised."""
-        x = x.to(self.device, non_blocking=True)
+        if self.device.type == "cuda":  # fewer bytes to move; elsewhere the CPU has the better kernel
+            x = x.to(self.device, non_blocking=True)
         if x.shape[-1] != self.size:
             x = upsample(x, self.size)
+        x = x.to(self.device)
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((x.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -451,8 +455,7 @@ def upsample(x, size):
     """
     if x.device.type == "cpu":
         return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
-    y = F.interpolate(x.float(), size=(size, size), mode="bicubic", antialias=x.device.type != "mps")
-    return y.clamp(0, 255).round().to(torch.uint8)
+    return F.interpolate(x.float(), size=(size, size), mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
 
 
 def model_name(name):
@@ -509,6 +512,8 @@ def weights_file(name, weights=None):
         path = Path.home() / ".cache" / "clip" / os.path.basename(url)
         if path.exists() and file_sha256(path) == url.split("/")[-2]:
             return path
+        if path.exists():
+            print(f"note: {path} is not OpenAI's file by its SHA-256, perhaps half-downloaded, and is passed over")
         repo, file = CLIP[name][0], "open_clip_model.safetensors"
         url, put = f"https://huggingface.co/{repo}/resolve/main/{file}", f"pass it as --weights {file} --act quickgelu"
         try:

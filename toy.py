@@ -1,6 +1,6 @@
 """The toy world: drawn fruits and three small encoders, so that the whole study runs offline in minutes.
 
-    python toy.py            # data/toy (24 classes, 1,440 + 480 images of 32 px) and weights/toy-*.pt; N min on 2 cores
+    python toy.py            # data/toy (24 classes, 1,440 + 480 images of 32 px) and weights/toy-*.pt; 5 min on 2 cores
 
 The encoders are pretrained on another distribution than data/toy (cluttered backgrounds, outlines, other light and
 sizes) and never see 16 of its 24 colour-shape pairs. toy-ViT and toy-RN are real CLIP networks, trained contrastively on
@@ -259,14 +259,16 @@ def write_data(folder, classes=TOY, train=60, test=20, seed=0):
     """Draw folder/{Training,Test}/<class>/<number>.jpg; `train` and `test` are images a class. Replaces nothing by halves."""
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}-unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
     names = [c for c in classes for _ in range(train + test)]
-    for i, (name, (pixels, _)) in enumerate(zip(names, draw_many(names, False, seed))):
-        number = i % (train + test)
-        path = temporary / ("Training" if number < train else "Test") / name / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=92)
-    temporary.rename(folder)
+    try:
+        for i, (name, (pixels, _)) in enumerate(zip(names, draw_many(names, False, seed))):
+            number = i % (train + test)
+            path = temporary / ("Training" if number < train else "Test") / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, quality=92)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- encoders -----------------------------------------------------------------------------------------------------
@@ -375,8 +377,8 @@ def main():
         for name, epochs, rate in missing:
             print(f"pretraining weights/{name}.pt on {len(images):,} pictures, {epochs} times", flush=True)
             state = pretrain(name, np.stack(images), traits, names.tolist(), epochs, rate, args.seed, dtype=pick_device("cpu")[1])
-            with atomic(f"weights/{name}.pt") as temporary:
-                torch.save(state, temporary)
+            with atomic(f"weights/{name}.pt") as temporary, open(temporary, "wb") as file:  # a name would go into the file
+                torch.save(state, file)
             print(f"wrote weights/{name}.pt, sha256 {file_sha256(f'weights/{name}.pt')[:8]}", flush=True)
 
 

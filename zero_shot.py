@@ -12,6 +12,7 @@ import textwrap
 import time
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from common import (
@@ -80,7 +81,8 @@ def main():
 
     if args.images:
         z = embed_captions(model, args.labels)
-        x = model.encode_image(read_pictures(args.images, model.size)).cpu()
+        pictures = read_pictures(args.images, model.size)
+        x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch)]).cpu()
         return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
 
     data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
@@ -94,7 +96,7 @@ def main():
     skipped = f", {counted(len(images.skipped), 'image')} skipped" if images.skipped else ""
     print(f"{data.name} {args.split}: {counted(len(labels), 'image')}, {counted(len(data.classes), 'class')}{skipped}")
     print(f"{model.name}: {model.size} px, features {model.width} wide, weights {model.sha256[:8]}, {model.device} {str(model.dtype)[6:]}")
-    print(f"prompts: {len(templates)}, the first: {templates[0].replace('{type}', data.type)}")
+    print(f"{counted(len(templates), 'prompt')}: {templates[0].replace('{type}', data.type)}{' ...' * (len(templates) > 1)}")
     print(f"top-1           {m['top1']:.3f}   95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images,", end=" ")
     print(f"{m['top1_ci95_class'][0]:.3f} to {m['top1_ci95_class'][1]:.3f} over classes")
     print(f"top-5           {m['top5']:.3f}\nmean per class  {m['mean_per_class']:.3f}\nchance          {m['chance']:.3f}")

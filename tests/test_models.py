@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import clip
@@ -321,8 +322,11 @@ def test_feature_cache_follows_everything_it_depends_on(world, monkeypatch):
     model.mean = (0.5, 0.5, 0.5)  # input pipeline
     features(model, images)
     assert len(folders()) == len(known) + 1
-    features(variants[0], load_images(data, "train", 64))  # pixels
-    assert len(folders()) == len(known) + 2
+    (world / "data").unlink()  # pixels
+    shutil.copytree((world / "weights").resolve().parent / "data", world / "data")
+    Image.new("RGB", (32, 32)).save(world / "data" / "tiny" / images.paths[0])
+    x, _ = features(variants[0], load_images(load_data("tiny"), "test", 64))
+    assert len(folders()) == len(known) + 2 and not torch.equal(x[0], features(variants[0], images)[0][0])
 
 
 def test_interrupted_features_go_on(world, monkeypatch):
