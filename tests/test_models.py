@@ -238,12 +238,13 @@ def refused(capsys, *args, **named):
 
 class Bomb:
     def __reduce__(self):
-        return exec, ("raise SystemError('the pickle was executed')",)
+        return exec, ("open('exploded', 'w')",)
 
 
 def test_code_in_weights_is_never_run(tmp_path, capsys, world):
     torch.save({"a": Bomb()}, tmp_path / "bomb.pt")
     assert "not a readable file of tensors" in refused(capsys, "ViT-B/32", "cpu", tmp_path / "bomb.pt", act="quickgelu")
+    assert not (world / "exploded").exists()
     (tmp_path / "cut.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
     assert "not a readable file" in refused(capsys, "RN50", "cpu", tmp_path / "cut.safetensors", act="quickgelu")
     assert "no such file" in refused(capsys, "RN50", "cpu", tmp_path / "none.pt")
