@@ -194,7 +194,7 @@ def test_full_disk_is_one_line(world):
     limit = f"""
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # bytes a file
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes a file
 sys.argv, sys.path[0] = sys.argv[1:], {str(ROOT)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
