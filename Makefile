@@ -9,14 +9,14 @@
 
 PYTHON ?= .venv/bin/python
 DATA   ?= toy
-MODELS ?= $(if $(filter toy,$(DATA)),toy-ViT toy-RN,RN101 ViT-B-32)
+NAME   := $(notdir $(DATA:%/=%))
+MODELS ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
 
-NAME := $(notdir $(DATA:%/=%))
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
 TEST_ENV := .venv/installed-tests
 endif
-ifeq ($(DATA),toy)
+ifneq ($(filter toy%,$(DATA) $(MODELS)),)
 WORLD := weights/toy-imagenet.pt
 endif
 
@@ -59,7 +59,7 @@ results/toy_world.json: | $(TEST_ENV) $(WORLD)
 	$(PYTHON) bench/toy_world.py --out $@
 
 clean:
-	rm -rf cache figures .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+	rm -rf cache figures .pytest_cache .ruff_cache __pycache__ */__pycache__
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile

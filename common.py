@@ -8,6 +8,7 @@ Bad input ends the program with one line and exit code 2 (`fail`), so functions 
     N    images     B batch     S side in pixels     C classes     D feature width     E embedding width of CLIP
 """
 
+import argparse
 import difflib
 import hashlib
 import json
@@ -61,9 +62,14 @@ def atomic(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        fail(f"{path}: cannot be written: {error.strerror or error}")
+        fail(f"{path}: cannot be written: {why(error)}")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def why(error):
+    """One short line on an exception, whatever it is."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:200] or type(error).__name__
 
 
 def digest(value):
@@ -91,7 +97,7 @@ def progress(items, what, unit, total=None):
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-TYPES = {  # beginnings of data set names, for "a type of ..."
+TYPES = {  # first word of a data set's name, for "a type of ..."
     "toy": "fruit", "fruit": "fruit", "bird": "bird", "sport": "sport", "simpson": "cartoon character",
     "pet": "pet", "flower": "flower", "food": "food", "aircraft": "aircraft",
 }  # fmt: skip
@@ -112,7 +118,7 @@ class Data:
 
     def files(self, split):
         if not self.splits.get(split):
-            fail(f"--data {self.root}: has no {split} images; its splits are: {', '.join(self.splits)}")
+            fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}")
         return self.splits[split]
 
 
@@ -139,10 +145,10 @@ def class_folders(folder):
 def find_splits(root):
     """{split: folder of class folders}, found by name in any case, or {"all": folder}; also below wrapper folders."""
     level = [root]
-    while level:
+    for _ in range(5):  # deep enough for any archive, and an end for links that go round
         found = []
         for folder in level:
-            named = [f for f in subfolders(folder) if f.name.lower() in SPLITS]
+            named = [f for f in subfolders(folder) if f.name.lower() in SPLITS and class_folders(f)]
             splits = {SPLITS[f.name.lower()]: f for f in named}
             if len(splits) < len(named):
                 fail(f"{folder}: two folders claim one split: {', '.join(f.name for f in named)}; rename one")
@@ -183,9 +189,10 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
     """
     if name == "toy" and not Path("data/toy").is_dir():
         make_toy()
-    root = next((p for p in (Path("data") / name, Path(name)) if p.is_dir()), None)
+    places = (Path(name),) if name.startswith((".", "/")) else (Path("data") / name, Path(name))
+    root = next((p for p in places if p.is_dir()), None)
     if root is None:
-        fail(f"--data {name}: neither data/{name} nor {name} is a folder")
+        fail(f"--data {name}: no such folder: {' or '.join(map(str, places))}")
     name = root.absolute().name  # not that of what a link points to
     folders = find_splits(root)
     base = folders.get("train") or folders.get("all") or folders.get("test")
@@ -202,6 +209,9 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
     classes = sorted(set(classes).union(*listed.values()))
     splits = {}
     for split, found in listed.items():
+        ignored = [f.name for f in subfolders(folders[split]) if f.name not in found and f.name.lower() not in SPLITS]
+        if ignored:
+            print(f"note: {folders[split]}: ignored, because no images lie directly in them: {some(ignored)}")
         splits[split], missing = [], []
         for label, c in enumerate(classes):
             files = [e for e in os.scandir(found[c]) if is_image(e.name) and e.is_file()] if c in found else []
@@ -220,7 +230,7 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
         splits["test"] = [row for row, held in zip(rows, mask) if held]
         print(f"note: no test folder: a run of neighbouring files of each class is the test split, {mask.sum()} images, seed {seed}")
     if type is None:
-        type = next((t for key, t in TYPES.items() if name.lower().startswith(key)), "")
+        type = TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
     return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint)
 
 
@@ -283,13 +293,8 @@ def read_pictures(files, size):
         try:
             pixels.append(read_image(file, size))
         except Exception as error:
-            fail(f"{file}: not a picture that can be read: {reason(error, file)}")
+            fail(f"{file}: not a picture that can be read: {why(error)}")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-
-
-def reason(error, file):
-    """One line on why an image cannot be decoded: Pillow raises whatever a broken file makes its decoders raise."""
-    return " ".join(str(error).replace(str(file), "file").split()) or repr(error)
 
 
 @dataclass
@@ -333,7 +338,7 @@ def load_images(data, split, size):
     all others are brought to the input size here.
     """
     files = data.files(split)
-    listing = [row[:3] for row in files]  # no labels: renaming a class decodes nothing again
+    listing = [str(data.root.absolute()), *(row[:3] for row in files)]  # no labels
     stem = f"cache/images/{data.name}-{split}"
     scan = Path(f"{stem}-{digest([DECODING, listing])}.json")
     if not scan.exists():
@@ -349,26 +354,30 @@ def load_images(data, split, size):
         free = shutil.disk_usage(path.parent).free
         if need > free:
             fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {stored} px, {free / 1e9:.1f} GB free")
-        reasons = []
+        reasons, unread = [], []
         with atomic(path) as temporary, ThreadPoolExecutor() as pool:
             pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), stored, stored, 3))
 
             def decode(i):
                 try:
                     pixels[i] = read_image(data.root / files[i][0], stored)
-                except Exception as error:
-                    reasons.append((i, reason(error, data.root / files[i][0])))
+                except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
+                    reasons.append((i, why(error)))
+                    if getattr(error, "errno", None):
+                        unread.append(f"{data.root / files[i][0]}: {why(error)}")
 
             for _ in progress(pool.map(decode, range(len(files))), f"decoding {split}", "img", len(files)):
                 pass
+            if unread:  # the disk or a permission, not the image: must not be remembered
+                fail(f"{unread[0]}; nothing is cached, run again when it can be read")
             pixels.flush()
             del pixels
         with atomic(meta) as temporary:
             temporary.write_text(json.dumps(sorted(reasons)))
     reasons = dict(read_json(meta))
-    skipped = [(files[i][0], why) for i, why in reasons.items()]
-    for name, why in skipped:
-        print(f"note: skipped {data.root / name}: {why}")
+    skipped = [(files[i][0], reason) for i, reason in reasons.items()]
+    for name, reason in skipped:
+        print(f"note: skipped {data.root / name}: {reason}")
     rows = np.array([i for i in range(len(files)) if i not in reasons], int)
     if not len(rows):
         fail(f"--data {data.root}: no image of the {split} split can be decoded")
@@ -476,7 +485,7 @@ def pick_device(device="auto", precision="auto"):
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        fail(f"--device {device}: not available here: {str(error).splitlines()[0]}")
+        fail(f"--device {device}: not available here: {why(error)}")
     if precision == "auto":
         precision = "float32"
         if device.startswith("cuda"):
@@ -540,7 +549,10 @@ def weights_file(name, weights=None):
 
 def file_sha256(path):
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        total = hashlib.sha256()
+        while block := file.read(1 << 20):
+            total.update(block)
+        return total.hexdigest()
 
 
 def read_state_dict(path, sha256):
@@ -555,8 +567,8 @@ def read_state_dict(path, sha256):
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)  # open_clip's training checkpoints
         return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    except Exception as error:
-        fail(f"--weights {path}: not a readable file of tensors, perhaps cut off: {str(error).splitlines()[0]}")
+    except Exception as error:  # torch's own text would advise to load it without the safeguard
+        fail(f"--weights {path}: not a readable file of tensors ({type(error).__name__}): cut off, or it holds more than tensors")
 
 
 def load_model(name, device="auto", weights=None, precision="auto", act=None):
@@ -566,6 +578,8 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None):
     wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`.
     """
     name = model_name(name)
+    if act and not weights:
+        fail("--act says how a --weights file was trained; without --weights it is known")
     device, dtype = pick_device(device, precision)
     path = weights_file(name, weights)
     sha256 = file_sha256(path)
@@ -578,13 +592,15 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None):
         if act == "gelu":
             for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
                 block.gelu = nn.GELU()
+        if name in TOYS and (name == "toy-RN") != isinstance(net.visual, ModifiedResNet):
+            fail(f"--weights {path}: not the network of {name}")
         visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
         mean, std = CLIP_NORMALISE.mean, CLIP_NORMALISE.std
     else:
         try:
             visual, size, width, mean, std = imagenet_network(name, state)
         except (RuntimeError, KeyError) as error:
-            fail(f"--weights {path}: not the weights of {name}: {' '.join(str(error).split())[:200]}")
+            fail(f"--weights {path}: not the weights of {name}: {why(error)}")
     # eval mode, because the batch-norm statistics of a "frozen" backbone drift otherwise
     for module in (net, visual):
         if module is not None:
@@ -600,7 +616,7 @@ def clip_network(state, path, shape):
         net = build_model(dict(state)).float()
         net.load_state_dict(state)  # once more, because build_model rounds through float16
     except (KeyError, RuntimeError, AssertionError, IndexError) as error:
-        fail(f"--weights {path}: not a CLIP checkpoint: {' '.join(str(error).split())[:200]}")
+        fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
     v = net.visual
     resnet = isinstance(v, ModifiedResNet)
     layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4)) if resnet else v.transformer.layers
@@ -642,8 +658,8 @@ CHUNK = 2048  # images per cache file: what an interrupted run loses at most
 
 def features(model, images, batch=256):
     """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was."""
-    pipeline = [model.name, model.sha256, model.act, model.size, model.mean, model.std, str(model.dtype)]
-    key = digest([images.key, images.rows.tolist(), pipeline])
+    pipeline = [model.name, model.sha256, model.act, model.size, model.mean, model.std, str(model.dtype), model.device.type]
+    key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
     folder = Path(f"cache/features/{images.name}-{re.sub('[/@]', '-', model.name)}-{key}")
     parts = []
     bar = progress(None, f"{model.name} features", "img", len(images.rows))
@@ -707,7 +723,10 @@ def read_templates(prompts, type=""):
     path = Path(prompts[0])
     if not path.is_file():
         fail(f"--prompts '{path}': neither a template with {{}} nor a file")
-    found = read_json(path) if path.suffix == ".json" else [line for line in path.read_text().splitlines() if line.strip()]
+    try:
+        found = read_json(path) if path.suffix == ".json" else [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--prompts {path}: not a text file: {why(error)}")
     found = found.get("templates") if isinstance(found, dict) else found
     if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
         fail(f"--prompts {path}: must hold a list of templates")
@@ -721,7 +740,8 @@ def wilson(correct, total):
     """95 % Wilson score interval of a proportion (Wilson 1927): right for independent images."""
     z, p = 1.959964, correct / total
     centre, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return [(centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)]
+    low, high = ((centre + sign * half) / (1 + z * z / total) for sign in (-1, 1))
+    return [max(0.0, low), min(1.0, high)]
 
 
 def class_bootstrap(correct, labels, draws=2000, seed=0):
@@ -737,7 +757,7 @@ def evaluate(logits, labels, classes, pairs=10):
 
     confusions: the most frequent (true, predicted, count, share of that true class's images).
     """
-    top = logits.topk(min(5, len(classes)), dim=1).indices  # (N, 5)
+    top = logits.argsort(dim=1, descending=True, stable=True)[:, :5]  # (N, 5); of equals the first class, as in numpy's argmax
     predicted = top[:, 0].numpy()
     true = labels.numpy()
     correct = predicted == true
@@ -760,6 +780,22 @@ def evaluate(logits, labels, classes, pairs=10):
 
 # ---- command line and results ---------------------------------------------------------------------------------------
 
+
+def at_least(least):
+    def number(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    return number
+
+
+def json_file(text):
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text} must end in .json")
+    return text
+
+
 FLAGS = {
     "data": dict(default="toy", help="data/NAME or any folder of class folders (%(default)s)"),
     "model": dict(help="CLIP, torchvision or toy model (toy-ViT on toy, else ViT-B/32)"),
@@ -772,13 +808,15 @@ FLAGS = {
     ),
     "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
     "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
-    "seed": dict(type=int, default=0, help="(%(default)s)"),
+    "seed": dict(type=at_least(0), default=0, help="(%(default)s)"),
     "device": dict(default="auto", help="cuda, mps or cpu (%(default)s: the first there is)"),
     "precision": dict(
         choices=("auto", "float32", "bf16", "fp16"), default="auto", help="autocast (%(default)s: 16 bit where the hardware is fast at it)"
     ),
-    "batch": dict(type=int, default=256, help="images at a time on the device (%(default)s)"),
-    "out": dict(metavar="FILE", help="write the result here as JSON, and the predictions beside it as .npz (only print)"),
+    "batch": dict(type=at_least(1), default=256, help="images at a time on the device (%(default)s)"),
+    "out": dict(
+        type=json_file, metavar="FILE.json", help="write the result here as JSON, and the predictions beside it as .npz (only print)"
+    ),
 }
 
 
@@ -789,7 +827,7 @@ def add_flags(parser, names):
 
 
 def default_model(data):
-    return "toy-ViT" if data == "toy" else "ViT-B/32"
+    return "toy-ViT" if Path(data).name == "toy" else "ViT-B/32"
 
 
 def code_version():
@@ -797,6 +835,8 @@ def code_version():
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True).strip()
+        if not subprocess.check_output([*git, "ls-files", "common.py"], text=True):
+            raise OSError  # a copy that another project's git does not know
         return commit + ("+" if subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True) else "")
     except (OSError, subprocess.CalledProcessError):
         return "sha256:" + file_sha256(__file__)[:12]
@@ -808,14 +848,15 @@ def write_result(out, args, data, model, images, metrics, logits, started, label
     `images` are the splits used, `{name: Images}`; `logits` (N, C) are those of its last one. `labels_used` counts the
     labelled images that anything was learnt or chosen from.
     """
-    probability, predicted = logits.softmax(1).max(1)
+    predicted = logits.numpy().argmax(1)
+    probability = logits.softmax(1).numpy().max(1)
     last = list(images.values())[-1]
-    out = Path(out).with_suffix(".json")
+    out = Path(out)
     counts = {"counts": {s: len(i.rows) for s, i in images.items()}, "skipped": {s: len(i.skipped) for s, i in images.items()}}
     record = {
         "script": Path(sys.argv[0]).stem,
         "args": vars(args),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, **counts},
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
         "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width},
         "labels_used": labels_used,
         "metrics": metrics,
@@ -832,7 +873,7 @@ def write_result(out, args, data, model, images, metrics, logits, started, label
     }
     # predictions first: where the record exists, its predictions do
     with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-        np.savez(file, index=np.array(last.paths), true=last.labels.numpy(), predicted=predicted.numpy(), confidence=probability.numpy())
+        np.savez(file, index=np.array(last.paths), true=last.labels.numpy(), predicted=predicted, confidence=probability)
     with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(f"wrote {out}")

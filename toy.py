@@ -11,6 +11,7 @@ world. What exists is kept; delete it to have it made again.
 import argparse
 import colorsys
 import math
+import os
 import shutil
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -258,7 +259,7 @@ def draw_many(names, cluttered, seed):
 def write_data(folder, classes=TOY, train=60, test=20, seed=0):
     """Draw folder/{Training,Test}/<class>/<number>.jpg; `train` and `test` are images a class. Replaces nothing by halves."""
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}-unfinished")
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     names = [c for c in classes for _ in range(train + test)]
     try:
         for i, (name, (pixels, _)) in enumerate(zip(names, draw_many(names, False, seed))):

@@ -53,7 +53,7 @@ def draw_grid(file, pixels, predicted, true):
         caption = f"{p} ({t})"
         if len(caption) > 28:  # one line each, and no longer than the picture is wide
             caption = "\n".join((textwrap.shorten(p, 28, placeholder=" …"), textwrap.shorten(f"({t})", 28, placeholder=" …)")))
-        ax.set_title(caption, color=GREEN if p == t else RED, fontsize=11)
+        ax.set_title(caption, color=GREEN if p == t else RED, fontsize=11, parse_math=False)
     fig.tight_layout()
     fig.savefig(file, format="png", dpi=80)
 
@@ -76,17 +76,22 @@ def main():
     started = time.time()
     if (args.images is None) != (args.labels is None):
         parser.error("--images and --labels belong together")
-    args.model = args.model or default_model(None if args.images else args.data)
-    model = load_model(args.model, args.device, args.weights, args.precision, args.act)
+    if args.images and (args.out or args.grid):
+        parser.error("--images only prints: --out and --grid need --data")
 
     if args.images:
+        model = load_model(args.model or default_model(""), args.device, args.weights, args.precision, args.act)
         z = embed_captions(model, args.labels)
         pictures = read_pictures(args.images, model.size)
         x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch)]).cpu()
         return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
 
+    # what can be mistyped first, what may be downloaded afterwards
     data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
-    templates = read_templates(args.prompts, data.type)
+    args.type, args.prompts = data.type, read_templates(args.prompts, data.type)
+    args.model = args.model or default_model(args.data)
+    model = load_model(args.model, args.device, args.weights, args.precision, args.act)
+    templates = args.prompts
     z = class_embeddings(model, data.words, templates, data.type)
     images = load_images(data, args.split, model.size)
     x, labels = features(model, images, args.batch)
@@ -105,7 +110,7 @@ def main():
         print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
     if args.grid:
         pick = np.random.default_rng(args.seed).permutation(len(labels))[:16]
-        guess, true = logits.argmax(1)[pick], labels[pick]
+        guess, true = logits.numpy().argmax(1)[pick], labels[pick]
         with atomic(args.grid) as temporary:
             draw_grid(temporary, images.pixels[images.rows[pick]], [data.classes[i] for i in guess], [data.classes[i] for i in true])
         print(f"drew {args.grid}")

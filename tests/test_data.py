@@ -107,6 +107,31 @@ def test_empty_class_folder_keeps_its_place(tmp_path):
     assert data.classes == ["a", "b", "c"] and [row[3] for row in data.splits["test"]] == [0, 2]
 
 
+def test_a_class_called_train_is_a_class(tmp_path):
+    folder_of(tmp_path, {"": {c: ["1.jpg", "2.jpg"] for c in ("bus", "car", "train")}})
+    assert load_data(str(tmp_path)).classes == ["bus", "car", "train"]
+
+
+def test_folders_of_folders_are_named_not_dropped_in_silence(tmp_path, capsys):
+    folder_of(tmp_path, {"": {c: ["1.jpg", "2.jpg"] for c in ("bus", "car", "boat/sub")}})
+    assert load_data(str(tmp_path)).classes == ["bus", "car"]
+    assert "ignored" in (out := capsys.readouterr().out) and "boat" in out
+
+
+def test_links_that_go_round_end(tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "again").symlink_to(tmp_path)
+    with pytest.raises(SystemExit):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("name, type", [("fruits360", "fruit"), ("birds", "bird"), ("toyota_cars", ""), ("petals", ""), ("mine", "")])
+def test_type_is_known_by_the_first_word(tmp_path, name, type):
+    folder_of(tmp_path / name, {"train": {"a": ["1.jpg"]}})
+    assert load_data(str(tmp_path / name)).type == type
+    assert load_data(str(tmp_path / name), type="thing").type == "thing"
+
+
 def test_names_become_words(tmp_path, capsys):
     folder_of(tmp_path, {"train": {c: ["1.jpg"] for c in ("green_apple", "green-apple", "n01")}})
     (tmp_path / "classnames.json").write_text(json.dumps({"n01": "tench"}))
@@ -118,7 +143,7 @@ def test_names_become_words(tmp_path, capsys):
         load_data(str(tmp_path))
 
 
-@pytest.mark.parametrize("make, message", [(lambda p: None, "neither"), (lambda p: p.mkdir(), "no images in class folders")])
+@pytest.mark.parametrize("make, message", [(lambda p: None, "no such folder"), (lambda p: p.mkdir(), "no images in class folders")])
 def test_no_data_is_one_line(tmp_path, capsys, make, message):
     make(tmp_path / "x")
     with pytest.raises(SystemExit) as end:
@@ -229,6 +254,31 @@ def test_decoded_cache_is_keyed_by_path_size_mtime_and_stored_size(tmp_path, mon
     # the pixels follow: no stale cache
     images = load_images(load_data("d"), "train", 64)
     assert (images.pixels[images.paths.index("train/a/1.png")] == (1, 2, 3)).all()
+
+
+def test_same_files_in_two_places_are_two_data_sets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place, colour in (("A", (0, 0, 0)), ("B", (255, 255, 255))):
+        folder = tmp_path / place / "pets" / "train" / "a"
+        for name in ("1.bmp", "2.bmp"):
+            picture(folder / name, colour=colour)
+            os.utime(folder / name, ns=(1, 1))
+    seen = [load_images(load_data(f"{place}/pets"), "train", 64) for place in "AB"]
+    assert [int(images.pixels.mean()) for images in seen] == [0, 255]
+
+
+def test_a_failing_disk_is_not_remembered(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "d", {"train": {"a": ["1.png", "2.png"]}, "test": {"a": ["1.png"]}})
+    import common
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "read_image", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        with pytest.raises(SystemExit) as end:
+            load_images(load_data("d"), "train", 64)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and "Too many open files" in error and error.count("\n") == 1
+    assert not load_images(load_data("d"), "train", 64).skipped
 
 
 def test_an_interrupted_decoding_leaves_nothing(tmp_path, monkeypatch):

@@ -271,6 +271,13 @@ def test_clip_file_of_unknown_activation_must_say(tmp_path, capsys):
     assert "holds another network: ViT-B/32" in refused(capsys, "ViT-B/16", "cpu", tmp_path / "laion.pt", act="quickgelu")
 
 
+def test_weights_that_do_not_fit(world, capsys):
+    assert "not the network of toy-ViT" in refused(capsys, "toy-ViT", "cpu", "weights/toy-RN.pt")
+    assert "--act" in refused(capsys, "toy-ViT", "cpu", act="gelu")
+    (world / "empty.pt").touch()
+    assert "not a readable file" in refused(capsys, "toy-ViT", "cpu", "empty.pt")
+
+
 def test_without_network_one_line_says_where_to_put_what(world, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(world))
     monkeypatch.setenv("TORCH_HOME", str(world))
@@ -312,7 +319,7 @@ def test_feature_cache_follows_everything_it_depends_on(world, monkeypatch):
     variants = [
         load_model("toy-ViT", "cpu", world / "other.pt", "float32"),  # weights
         load_model("toy-ViT", "cpu", precision="bf16"),  # precision
-        load_model("toy-ViT", "cpu", precision="float32", act="gelu"),  # network
+        load_model("toy-ViT", "cpu", "weights/toy-ViT.pt", "float32", act="gelu"),  # network
         load_model("toy-RN", "cpu", precision="float32"),  # model
         load_model("toy-imagenet", "cpu", precision="float32"),
     ]

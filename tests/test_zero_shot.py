@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
+import toy
 import zero_shot
 from common import class_bootstrap, evaluate, load_data, load_images, load_model, read_templates, wilson
 
@@ -19,6 +20,15 @@ def test_wilson_is_scipys():
     for correct, total in ((0, 10), (3, 10), (10, 10), (617, 900)):
         interval = binomtest(correct, total).proportion_ci(0.95, "wilson")
         assert wilson(correct, total) == pytest.approx([interval.low, interval.high], abs=1e-6)
+
+
+def test_wilson_stays_between_0_and_1():
+    assert all(wilson(c, n)[0] >= 0 and wilson(c, n)[1] <= 1 for n in range(1, 60) for c in (0, n))
+
+
+def test_ties_go_to_the_first_class():
+    m = evaluate(torch.zeros(6, 8), torch.tensor([0, 0, 0, 1, 4, 5]), list("abcdefgh"))
+    assert m["top1"] == 0.5 and m["top5"] == pytest.approx(5 / 6)
 
 
 def test_class_bootstrap_draws_whole_classes():
@@ -158,6 +168,32 @@ def test_any_pictures_any_labels(world, call):
         code, _, err = call(zero_shot.main, "--model", "toy-ViT", "--images", images, "--labels", "a cat")
         assert code == 2 and images in err and err.count("\n") == 1
     assert call(zero_shot.main, "--images", "x.jpg")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        (("--data", "tyo"), "tyo"),
+        (("--out", "run.1"), ".json"),
+        (("--seed", "-1"), "seed"),
+        (("--batch", "0"), "batch"),
+        (("--images", "x.jpg", "--labels", "a", "--out", "x.json"), "--out"),
+        (("--data", "tiny", "--prompts", "data/tiny/Test/TOY0/8.jpg"), "--prompts"),
+        (("--data", "tiny", "--classnames", "none.json"), "none.json"),
+        (("--data", "tiny", "--model", "toy-VIT2"), "toy-ViT"),
+        (("--data", "tiny", "--model", "toy-ViT", "--device", "cuda:9"), "cuda:9"),
+    ],
+)
+def test_bad_input_is_one_line(args, word, world, call):
+    args = [str(a).replace("TOY0", toy.TOY[0]) for a in args]
+    code, _, err = call(zero_shot.main, *args)
+    assert code == 2 and word in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_grid_takes_any_class_name(tmp_path):
+    names = ["$a_$", "a" * 90, "三", "{x} %s \\"] * 4
+    zero_shot.draw_grid(tmp_path / "g.png", np.zeros((16, 8, 8, 3), np.uint8), names, names[::-1])
+    assert Image.open(tmp_path / "g.png").size[0] > 600
 
 
 def test_imagenet_model_says_that_it_has_no_text_side(world, call):
