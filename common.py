@@ -124,7 +124,7 @@ class Data:
 
 def natural(name):
     """Sort key that puts 2.jpg before 10.jpg."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def is_image(name):

@@ -82,6 +82,7 @@ def test_no_test_folder_holds_out_runs_in_natural_order(tmp_path, capsys):
 
 
 def test_natural_order():
+    assert natural("a²3") < natural("a²10")  # a digit that is no number
     assert sorted(["10.jpg", "9.jpg", "r_2.jpg", "2.jpg", "r_10.jpg"], key=natural) == ["2.jpg", "9.jpg", "10.jpg", "r_2.jpg", "r_10.jpg"]
 
 
