@@ -363,7 +363,7 @@ def load_images(data, split, size):
                     pixels[i] = read_image(data.root / files[i][0], stored)
                 except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
                     reasons.append((i, why(error)))
-                    if getattr(error, "errno", None):
+                    if isinstance(error, MemoryError) or getattr(error, "errno", None):
                         unread.append(f"{data.root / files[i][0]}: {why(error)}")
 
             for _ in progress(pool.map(decode, range(len(files))), f"decoding {split}", "img", len(files)):
