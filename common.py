@@ -309,10 +309,10 @@ class Images:
     name: str
     key: str  # what the pixels depend on, and nothing else
 
-    def batches(self, size):
-        """uint8 tensors (B, 3, S, S) in channels_last memory, in order."""
-        for i in range(0, len(self.rows), size):
-            yield torch.from_numpy(self.pixels[self.rows[i : i + size]]).permute(0, 3, 1, 2)
+    def batches(self, size, start=0, stop=None):
+        """uint8 tensors (B, 3, S, S) in channels_last memory, in order; of all images or of those from start to stop."""
+        for rows in torch.from_numpy(self.rows[start:stop]).split(size):
+            yield torch.from_numpy(self.pixels[rows.numpy()]).permute(0, 3, 1, 2)
 
 
 def native_size(data, files):
@@ -665,11 +665,9 @@ def features(model, images, batch=256):
     bar = progress(None, f"{model.name} features", "img", len(images.rows))
     for start in range(0, len(images.rows), CHUNK):
         path = folder / f"{start:07d}.npy"
-        rows = images.rows[start : start + CHUNK]
         if not path.exists():
-            part = Images(images.pixels, rows, None, None, None, None, None)
             encoded = []
-            for x in part.batches(batch):
+            for x in images.batches(batch, start, start + CHUNK):
                 encoded.append(model.encode_image(x))
                 bar.update(len(x))
             with atomic(path) as temporary, open(temporary, "wb") as file:
