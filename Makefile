@@ -16,7 +16,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
 TEST_ENV := .venv/installed-tests
 endif
-ifneq ($(filter toy%,$(DATA) $(MODELS)),)
+ifneq ($(filter toy,$(DATA))$(filter toy-%,$(MODELS)),)
 WORLD := weights/toy-imagenet.pt
 endif
 

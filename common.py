@@ -519,9 +519,9 @@ def weights_file(name, weights=None):
     if name in CLIP:
         url = clip.clip._MODELS[name]
         path = Path.home() / ".cache" / "clip" / os.path.basename(url)
-        if path.exists() and file_sha256(path) == url.split("/")[-2]:
-            return path
         if path.exists():
+            if file_sha256(path) == url.split("/")[-2]:
+                return path
             print(f"note: {path} is not OpenAI's file by its SHA-256, perhaps half-downloaded, and is passed over")
         repo, file = CLIP[name][0], "open_clip_model.safetensors"
         url, put = f"https://huggingface.co/{repo}/resolve/main/{file}", f"pass it as --weights {file} --act quickgelu"

@@ -34,10 +34,10 @@ COLOURS = {  # hue, saturation, value
     "blue": (0.61, 0.68, 0.72), "purple": (0.77, 0.58, 0.58), "pink": (0.92, 0.42, 0.93), "brown": (0.065, 0.62, 0.48),
 }  # fmt: skip
 SHAPES = ("apple", "pear", "banana", "grape", "lemon", "cherry", "melon", "pepper", "strawberry", "pumpkin", "plum", "fig")
-# two colours of each shape are in data/toy; the first of them, for two shapes in three, is never pretrained on ...
+# two colours of each shape are in data/toy ...
 _c = list(COLOURS)
 TOY = [f"{_c[(3 * i + 4 * k + i // 4) % 8]} {shape}" for i, shape in enumerate(SHAPES) for k in (0, 1)]
-SEEN = TOY[::3]  # ... so these 8 are in both, and 16 are unseen
+SEEN = TOY[::3]  # ... and of these 24 the encoders see 8 in pretraining, 16 never
 PRETRAINED = [p for s in SHAPES for p in (f"{c} {s}" for c in COLOURS) if p not in TOY or p in SEEN]
 TRAITS = ("small", "large", "blurry", "dark", "bright", "many", "tilted", "hidden", "spotted", "plain", "cluttered")
 TEMPLATES = (  # a caption is true of a picture when the picture has every trait that the template names

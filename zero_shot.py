@@ -91,8 +91,7 @@ def main():
     args.type, args.prompts = data.type, read_templates(args.prompts, data.type)
     args.model = args.model or default_model(args.data)
     model = load_model(args.model, args.device, args.weights, args.precision, args.act)
-    templates = args.prompts
-    z = class_embeddings(model, data.words, templates, data.type)
+    z = class_embeddings(model, data.words, args.prompts, data.type)
     images = load_images(data, args.split, model.size)
     x, labels = features(model, images, args.batch)
     logits = zero_shot(x, z, model.logit_scale)
@@ -101,7 +100,8 @@ def main():
     skipped = f", {counted(len(images.skipped), 'image')} skipped" if images.skipped else ""
     print(f"{data.name} {args.split}: {counted(len(labels), 'image')}, {counted(len(data.classes), 'class')}{skipped}")
     print(f"{model.name}: {model.size} px, features {model.width} wide, weights {model.sha256[:8]}, {model.device} {str(model.dtype)[6:]}")
-    print(f"{counted(len(templates), 'prompt')}: {templates[0].replace('{type}', data.type)}{' ...' * (len(templates) > 1)}")
+    more = " ..." if len(args.prompts) > 1 else ""
+    print(f"{counted(len(args.prompts), 'prompt')}: {args.prompts[0].replace('{type}', data.type)}{more}")
     print(f"top-1           {m['top1']:.3f}   95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images,", end=" ")
     print(f"{m['top1_ci95_class'][0]:.3f} to {m['top1_ci95_class'][1]:.3f} over classes")
     print(f"top-5           {m['top5']:.3f}\nmean per class  {m['mean_per_class']:.3f}\nchance          {m['chance']:.3f}")
