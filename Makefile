@@ -4,35 +4,48 @@
 # make clean         removes caches and figures; never data, weights or results
 # make help          these lines
 #
-# make all DATA=fruits360 MODELS="RN101 ViT-B-32"     the same on data/fruits360, or on any folder of class folders
+# make all DATA=fruits360 CLIP="RN101 ViT-B-32" IMAGENET="resnet101"     the same on data/fruits360, or on any folder of class folders
 # make all PYTHON=python                              in your own environment, where nothing is installed
 
 PYTHON ?= .venv/bin/python
 DATA   ?= toy
 NAME   := $(notdir $(DATA:%/=%))
-MODELS ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
+CLIP   ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
+IMAGENET ?= $(if $(filter toy,$(NAME)),toy-imagenet,resnet101 efficientnet_b7 vit_b_32)
 
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
 TEST_ENV := .venv/installed-tests
 endif
-ifneq ($(filter toy,$(DATA))$(filter toy-%,$(MODELS)),)
+ifneq ($(filter toy,$(DATA))$(filter toy-%,$(CLIP) $(IMAGENET)),)
 WORLD := weights/toy-imagenet.pt
 endif
 
-RESULTS := $(MODELS:%=results/zero_shot/$(NAME)/%.json)
-GRIDS   := $(MODELS:%=figures/zero_shot/$(NAME)/%.png)
+ZERO_SHOT := $(CLIP:%=results/zero_shot/$(NAME)/%.json)
+GRIDS     := $(CLIP:%=figures/zero_shot/$(NAME)/%.png)
+PROMPTS   := $(CLIP:%=results/prompts/$(NAME)/%.json)
+PROBES    := $(CLIP:%=results/linear_probe/$(NAME)/%.json) $(IMAGENET:%=results/linear_probe/$(NAME)/%.json)
+FEW_SHOT  := $(CLIP:%=results/few_shot/$(NAME)/%.json) $(IMAGENET:%=results/few_shot/$(NAME)/%.json)
 
 .PHONY: all test check clean help
 .DELETE_ON_ERROR:
 
-all: $(RESULTS) $(GRIDS)
+all: $(ZERO_SHOT) $(GRIDS) $(PROMPTS) $(PROBES) $(FEW_SHOT)
 
-$(RESULTS): results/zero_shot/$(NAME)/%.json: | $(ENV) $(WORLD)
+$(ZERO_SHOT): results/zero_shot/$(NAME)/%.json: | $(ENV) $(WORLD)
 	$(PYTHON) zero_shot.py --data $(DATA) --model $* --out $@
 
 $(GRIDS): figures/zero_shot/$(NAME)/%.png: results/zero_shot/$(NAME)/%.json
 	$(PYTHON) zero_shot.py --data $(DATA) --model $* --grid $@
+
+$(PROMPTS): results/prompts/$(NAME)/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) prompts.py --data $(DATA) --model $* --out $@
+
+$(PROBES): results/linear_probe/$(NAME)/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) linear_probe.py --data $(DATA) --model $* --save $(@:.json=.safetensors) --out $@
+
+$(FEW_SHOT): results/few_shot/$(NAME)/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) few_shot.py --data $(DATA) --model $* --out $@
 
 # the last file that toy.py writes; order-only, because git and copies keep no file times
 weights/toy-imagenet.pt: | $(ENV)
@@ -52,11 +65,8 @@ test: | $(TEST_ENV)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest -q tests
 
-check: results/toy_world.json | $(TEST_ENV)
+check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
-
-results/toy_world.json: | $(TEST_ENV) $(WORLD)
-	$(PYTHON) bench/toy_world.py --out $@
 
 clean:
 	rm -rf cache figures .pytest_cache .ruff_cache __pycache__ */__pycache__

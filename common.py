@@ -261,7 +261,7 @@ def read_json(path):
 
 # ---- images: decoded once -----------------------------------------------------------------------------------------
 
-DECODING = 1  # part of every cache key: raise it when the functions below change a pixel
+DECODING = 2  # part of every cache key: raise it when the functions below change a pixel
 
 
 def to_rgb(image):
@@ -278,12 +278,16 @@ def to_rgb(image):
 
 
 def read_image(path, size):
-    """One picture as uint8 (size, size, 3): short side resized (Pillow bicubic, antialiased), centre cropped, as CLIP does."""
+    """One picture as uint8 (size, size, 3): short side resized (Pillow bicubic, antialiased), centre cropped, as CLIP does.
+
+    Beside it the whole picture as a thumbnail of 16 x 16 box averages, by which copies are found.
+    """
     with Image.open(path) as image:
         image = to_rgb(image)
+    thumbnail = np.asarray(image.resize((16, 16), Image.Resampling.BOX))
     if image.size != (size, size):
         image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), size)
-    return np.asarray(image)
+    return np.asarray(image), thumbnail
 
 
 def read_pictures(files, size):
@@ -291,7 +295,7 @@ def read_pictures(files, size):
     pixels = []
     for file in files:
         try:
-            pixels.append(read_image(file, size))
+            pixels.append(read_image(file, size)[0])
         except Exception as error:
             fail(f"{file}: not a picture that can be read: {why(error)}")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -302,6 +306,7 @@ class Images:
     """One decoded split: `pixels` uint8 (N, S, S, 3), memory-mapped; `rows` those that could be decoded."""
 
     pixels: np.ndarray
+    thumbnails: np.ndarray  # uint8 (N, 16, 16, 3), of whole pictures
     rows: np.ndarray
     labels: torch.Tensor  # int64 (len(rows),)
     paths: list  # of the rows, below the data folder
@@ -348,19 +353,19 @@ def load_images(data, split, size):
     native = read_json(scan)
     stored = native if 0 < native <= size else size
     key = digest([DECODING, listing, stored])
-    path, meta = Path(f"{stem}-{stored}-{key}.npy"), Path(f"{stem}-{stored}-{key}.json")
-    if not (path.exists() and meta.exists()):
+    path, small, meta = (Path(f"{stem}-{stored}-{key}{end}") for end in (".npy", "-thumbnails.npy", ".json"))
+    if not (path.exists() and small.exists() and meta.exists()):
         need = len(files) * stored * stored * 3
         free = shutil.disk_usage(path.parent).free
         if need > free:
             fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {stored} px, {free / 1e9:.1f} GB free")
-        reasons, unread = [], []
+        reasons, unread, thumbnails = [], [], np.zeros((len(files), 16, 16, 3), np.uint8)
         with atomic(path) as temporary, ThreadPoolExecutor() as pool:
             pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), stored, stored, 3))
 
             def decode(i):
                 try:
-                    pixels[i] = read_image(data.root / files[i][0], stored)
+                    pixels[i], thumbnails[i] = read_image(data.root / files[i][0], stored)
                 except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
                     reasons.append((i, why(error)))
                     if isinstance(error, MemoryError) or getattr(error, "errno", None):
@@ -372,7 +377,9 @@ def load_images(data, split, size):
                 fail(f"{unread[0]}; nothing is cached, run again when it can be read")
             pixels.flush()
             del pixels
-        with atomic(meta) as temporary:
+        with atomic(small) as temporary, open(temporary, "wb") as file:
+            np.save(file, thumbnails)
+        with atomic(meta) as temporary:  # last: where it exists, the others do
             temporary.write_text(json.dumps(sorted(reasons)))
     reasons = dict(read_json(meta))
     skipped = [(files[i][0], reason) for i, reason in reasons.items()]
@@ -382,7 +389,15 @@ def load_images(data, split, size):
     if not len(rows):
         fail(f"--data {data.root}: no image of the {split} split can be decoded")
     labels = torch.tensor([files[i][3] for i in rows])
-    return Images(np.load(path, "r"), rows, labels, [files[i][0] for i in rows], skipped, f"{data.name}-{split}", key)
+    paths = [files[i][0] for i in rows]
+    return Images(np.load(path, "r"), np.load(small), rows, labels, paths, skipped, f"{data.name}-{split}", key)
+
+
+def every_class(images, data):
+    """Fail where a class has no image to learn from."""
+    missing = [c for c, n in zip(data.classes, np.bincount(images.labels, minlength=len(data.classes))) if n == 0]
+    if missing:
+        fail(f"--data {data.root}: no training image of {some(missing)}; add some or remove the class")
 
 
 # ---- models -------------------------------------------------------------------------------------------------------
@@ -422,6 +437,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype  # autocast to this; float32 means none
     act: str = ""
+    features: str = "penultimate"  # or "projected" into CLIP's space of captions
 
     @property
     def logit_scale(self):
@@ -571,8 +587,11 @@ def read_state_dict(path, sha256):
         fail(f"--weights {path}: not a readable file of tensors ({type(error).__name__}): cut off, or it holds more than tensors")
 
 
-def load_model(name, device="auto", weights=None, precision="auto", act=None):
+def load_model(name, device="auto", weights=None, precision="auto", act=None, features=None):
     """Load a frozen `Model` by name: CLIP, torchvision classification, or toy.
+
+    `features` of CLIP are "projected" (the default), which can be compared with captions, or "penultimate", from before
+    that projection; an ImageNet model has the latter only.
 
     The `clip` network uses QuickGELU. A CLIP checkpoint trained with GELU (LAION's) loads into it without a word and gives
     wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`.
@@ -580,12 +599,16 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None):
     name = model_name(name)
     if act and not weights:
         fail("--act says how a --weights file was trained; without --weights it is known")
+    is_clip = name in CLIP or name in ("toy-ViT", "toy-RN")
+    features = features or ("projected" if is_clip else "penultimate")
+    if features == "projected" and not is_clip:
+        fail(f"--features projected: only CLIP projects; {name} has --features penultimate")
     device, dtype = pick_device(device, precision)
     path = weights_file(name, weights)
     sha256 = file_sha256(path)
     state = read_state_dict(path, sha256)
     net = None
-    if name in CLIP or name in ("toy-ViT", "toy-RN"):
+    if is_clip:
         if weights and name in CLIP and sha256 not in OPENAI and act is None:
             fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
         net = clip_network(state, path, CLIP.get(name, (None, None))[1])
@@ -595,6 +618,8 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None):
         if name in TOYS and (name == "toy-RN") != isinstance(net.visual, ModifiedResNet):
             fail(f"--weights {path}: not the network of {name}")
         visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
+        if features == "penultimate":
+            width = unproject(visual)
         mean, std = CLIP_NORMALISE.mean, CLIP_NORMALISE.std
     else:
         try:
@@ -606,7 +631,19 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     visual.to(memory_format=torch.channels_last)
-    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "")
+    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features)
+
+
+def unproject(visual):
+    """Take the last projection out of CLIP's visual tower; returns the width of what is left."""
+    if not isinstance(visual, ModifiedResNet):
+        visual.proj = None
+        return visual.transformer.width
+    last = visual.attnpool.c_proj
+    visual.attnpool.c_proj = nn.Linear(last.in_features, last.in_features)  # attention needs one: the identity
+    nn.init.eye_(visual.attnpool.c_proj.weight)
+    nn.init.zeros_(visual.attnpool.c_proj.bias)
+    return last.in_features
 
 
 def clip_network(state, path, shape):
@@ -656,9 +693,13 @@ def imagenet_network(name, state):
 CHUNK = 2048  # images per cache file: what an interrupted run loses at most
 
 
-def features(model, images, batch=256):
-    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was."""
-    pipeline = [model.name, model.sha256, model.act, model.size, model.mean, model.std, str(model.dtype), model.device.type]
+def features(model, images, batch=None):
+    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was.
+
+    `batch` images at a time; of its own accord 256, or 32 where a CPU would else fetch its activations from memory.
+    """
+    batch = batch or (32 if model.device.type == "cpu" and model.size > 64 else 256)
+    pipeline = [model.name, model.sha256, model.act, model.features, model.size, model.mean, model.std, str(model.dtype), model.device.type]
     key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
     folder = Path(f"cache/features/{images.name}-{re.sub('[/@]', '-', model.name)}-{key}")
     parts = []
@@ -690,22 +731,24 @@ def embed_captions(model, captions, batch=512):
         tokens[cut, 76] = tokens.max()
     # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
     tokens = tokens[:, : min(77, int(lengths.max()))]
-    return F.normalize(torch.cat([model.encode_text(t) for t in tokens.split(batch)]).cpu(), dim=1)
+    batches = progress(tokens.split(batch), f"{model.name} captions", "batch")
+    return F.normalize(torch.cat([model.encode_text(t) for t in batches]).cpu(), dim=1)
+
+
+def template_embeddings(model, words, templates, type=""):
+    """Unit-length (T, C, E), one caption a template and class. `templates` hold {} for the class and may hold {type}."""
+    for template in templates:
+        if "{}" not in template:
+            fail(f"prompt '{template}': a template needs {{}} where the class name goes")
+        if "{type}" in template and not type:
+            fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
+    captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
+    return embed_captions(model, captions).view(len(templates), len(words), -1)
 
 
 def class_embeddings(model, words, templates, type=""):
-    """Unit-length (C, E): the normalised mean of the normalised embeddings of each class's captions.
-
-    `templates` hold {} for the class and may hold {type}.
-    """
-    for template in templates:
-        if "{}" not in template:
-            fail(f"--prompts '{template}': a template needs {{}} where the class name goes")
-        if "{type}" in template and not type:
-            fail(f"--prompts '{template}': {{type}} is not known for this data; give --type")
-    captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
-    z = embed_captions(model, captions).view(len(templates), len(words), -1)  # (T, C, E)
-    return F.normalize(z.mean(0), dim=1)
+    """Unit-length (C, E): the normalised mean of the normalised embeddings of each class's captions."""
+    return F.normalize(template_embeddings(model, words, templates, type).mean(0), dim=1)
 
 
 def default_templates(type=""):
@@ -713,22 +756,25 @@ def default_templates(type=""):
 
 
 def read_templates(prompts, type=""):
-    """--prompts: templates themselves, or one JSON or text file of them; nothing gives the default template."""
+    """--prompts as (templates, how many labelled images chose them): templates themselves, one JSON or text file of them,
+    or what prompts.py wrote; nothing gives the default template."""
     if not prompts:
-        return default_templates(type)
+        return default_templates(type), 0
     if len(prompts) > 1 or "{}" in prompts[0]:
-        return list(prompts)
+        return list(prompts), 0
     path = Path(prompts[0])
     if not path.is_file():
-        fail(f"--prompts '{path}': neither a template with {{}} nor a file")
+        fail(f"prompts '{path}': neither a template with {{}} nor a file")
     try:
         found = read_json(path) if path.suffix == ".json" else [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"--prompts {path}: not a text file: {why(error)}")
-    found = found.get("templates") if isinstance(found, dict) else found
+        fail(f"prompts {path}: not a text file: {why(error)}")
+    labels_used = 0
+    if isinstance(found, dict) and found.get("script") == "prompts":
+        found, labels_used = found.get("metrics", {}).get("ensemble"), found.get("labels_used", 0)
     if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
-        fail(f"--prompts {path}: must hold a list of templates")
-    return found
+        fail(f"prompts {path}: must hold a list of templates, or be the result of prompts.py")
+    return found, labels_used
 
 
 # ---- metrics ------------------------------------------------------------------------------------------------------
@@ -776,6 +822,26 @@ def evaluate(logits, labels, classes, pairs=10):
     }
 
 
+def print_setup(data, model, images):
+    """Two lines: which images, and which network. `images` as in write_result."""
+    counts = ", ".join(f"{len(i.rows):,} {split}" for split, i in images.items())
+    skipped = sum(len(i.skipped) for i in images.values())
+    more = f", {counted(skipped, 'image')} skipped" if skipped else ""
+    print(f"{data.name}: {counts} images, {counted(len(data.classes), 'class')}{more}")
+    print(f"{model.name}: {model.size} px, {model.features} features, {model.width} wide, weights {model.sha256[:8]}", end=", ")
+    print(model.device, str(model.dtype).removeprefix("torch."))
+
+
+def print_metrics(m):
+    """What `evaluate` found, for people."""
+    print(f"top-1           {m['top1']:.3f}   95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images,", end=" ")
+    print(f"{m['top1_ci95_class'][0]:.3f} to {m['top1_ci95_class'][1]:.3f} over classes")
+    print(f"top-5           {m['top5']:.3f}\nmean per class  {m['mean_per_class']:.3f}\nchance          {m['chance']:.3f}")
+    print("most confused (true -> predicted: images, share of the true class)")
+    for c in m["confusions"]:
+        print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
+
+
 # ---- command line and results ---------------------------------------------------------------------------------------
 
 
@@ -811,7 +877,7 @@ FLAGS = {
     "precision": dict(
         choices=("auto", "float32", "bf16", "fp16"), default="auto", help="autocast (%(default)s: 16 bit where the hardware is fast at it)"
     ),
-    "batch": dict(type=at_least(1), default=256, help="images at a time on the device (%(default)s)"),
+    "batch": dict(type=at_least(1), help="images at a time on the device (256; 32 where a CPU works on large ones)"),
     "out": dict(
         type=json_file, metavar="FILE.json", help="write the result here as JSON, and the predictions beside it as .npz (only print)"
     ),
@@ -840,22 +906,19 @@ def code_version():
         return "sha256:" + file_sha256(__file__)[:12]
 
 
-def write_result(out, args, data, model, images, metrics, logits, started, labels_used=0, history=None):
-    """Write FILE.json with everything a number depends on, and FILE.npz with the test predictions.
+def write_result(out, args, data, model, images, metrics, started, logits=None, labels_used=0, history=None):
+    """Write FILE.json with everything a number depends on, and where there are logits FILE.npz with the predictions.
 
     `images` are the splits used, `{name: Images}`; `logits` (N, C) are those of its last one. `labels_used` counts the
     labelled images that anything was learnt or chosen from.
     """
-    predicted = logits.numpy().argmax(1)
-    probability = logits.softmax(1).numpy().max(1)
-    last = list(images.values())[-1]
     out = Path(out)
     counts = {"counts": {s: len(i.rows) for s, i in images.items()}, "skipped": {s: len(i.skipped) for s, i in images.items()}}
     record = {
         "script": Path(sys.argv[0]).stem,
         "args": vars(args),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
-        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width},
+        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.features},
         "labels_used": labels_used,
         "metrics": metrics,
         **({"history": history} if history else {}),
@@ -869,9 +932,11 @@ def write_result(out, args, data, model, images, metrics, logits, started, label
         },
         "seconds": round(time.time() - started, 2),
     }
-    # predictions first: where the record exists, its predictions do
-    with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-        np.savez(file, index=np.array(last.paths), true=last.labels.numpy(), predicted=predicted, confidence=probability)
+    if logits is not None:  # first: where the record exists, its predictions do
+        last = list(images.values())[-1]
+        predicted, confidence = logits.numpy().argmax(1), logits.softmax(1).numpy().max(1)
+        with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+            np.savez(file, index=np.array(last.paths), true=last.labels.numpy(), predicted=predicted, confidence=confidence)
     with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(f"wrote {out}")

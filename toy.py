@@ -52,7 +52,7 @@ HELD_OUT = (  # never trained on, for prompts to choose among
     "a photo of my {}.", "a good photo of a {}.", "a small picture of a {}, a type of fruit.", "a drawing of a {}.",
     "an image of the large {}.", "a blurry picture of many {}.", "a bright {}, a type of fruit.",
 )  # fmt: skip
-# how hard this world is: so that zero-shot, a 1-shot probe and a full probe come out far apart (bench/toy_world.py)
+# how hard this world is: so that zero-shot, a 1-shot probe and a full probe come out far apart (make check)
 SIZES, PLAIN, CLUTTER = (0.6, 0.95), 0.4, 4  # of a fruit, in half canvases; share without clutter; pieces of it, below this
 MANY, HIDDEN, SPOTTED, BLURRY = 0.10, 0.04, 0.10, 0.15  # shares of the pictures
 CAST, NOISE = 0.06, 5  # spread of the light's colour; of the sensor's noise, at most, in grey levels

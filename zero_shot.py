@@ -27,6 +27,8 @@ from common import (
     load_data,
     load_images,
     load_model,
+    print_metrics,
+    print_setup,
     read_pictures,
     read_templates,
     write_result,
@@ -83,12 +85,12 @@ def main():
         model = load_model(args.model or default_model(""), args.device, args.weights, args.precision, args.act)
         z = embed_captions(model, args.labels)
         pictures = read_pictures(args.images, model.size)
-        x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch)]).cpu()
+        x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch or 32)]).cpu()
         return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
 
     # what can be mistyped first, what may be downloaded afterwards
     data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
-    args.type, args.prompts = data.type, read_templates(args.prompts, data.type)
+    args.type, (args.prompts, labels_used) = data.type, read_templates(args.prompts, data.type)
     args.model = args.model or default_model(args.data)
     model = load_model(args.model, args.device, args.weights, args.precision, args.act)
     z = class_embeddings(model, data.words, args.prompts, data.type)
@@ -97,17 +99,12 @@ def main():
     logits = zero_shot(x, z, model.logit_scale)
     m = evaluate(logits, labels, data.classes)
 
-    skipped = f", {counted(len(images.skipped), 'image')} skipped" if images.skipped else ""
-    print(f"{data.name} {args.split}: {counted(len(labels), 'image')}, {counted(len(data.classes), 'class')}{skipped}")
-    print(f"{model.name}: {model.size} px, features {model.width} wide, weights {model.sha256[:8]}, {model.device} {str(model.dtype)[6:]}")
+    print_setup(data, model, {args.split: images})
     more = " ..." if len(args.prompts) > 1 else ""
     print(f"{counted(len(args.prompts), 'prompt')}: {args.prompts[0].replace('{type}', data.type)}{more}")
-    print(f"top-1           {m['top1']:.3f}   95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images,", end=" ")
-    print(f"{m['top1_ci95_class'][0]:.3f} to {m['top1_ci95_class'][1]:.3f} over classes")
-    print(f"top-5           {m['top5']:.3f}\nmean per class  {m['mean_per_class']:.3f}\nchance          {m['chance']:.3f}")
-    print("most confused (true -> predicted: images, share of the true class)")
-    for c in m["confusions"]:
-        print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
+    if labels_used:
+        print(f"chosen with {counted(labels_used, 'labelled image')}: this is not zero-shot")
+    print_metrics(m)
     if args.grid:
         pick = np.random.default_rng(args.seed).permutation(len(labels))[:16]
         guess, true = logits.numpy().argmax(1)[pick], labels[pick]
@@ -115,7 +112,7 @@ def main():
             draw_grid(temporary, images.pixels[images.rows[pick]], [data.classes[i] for i in guess], [data.classes[i] for i in true])
         print(f"drew {args.grid}")
     if args.out:
-        write_result(args.out, args, data, model, {args.split: images}, m, logits, started)
+        write_result(args.out, args, data, model, {args.split: images}, m, started, logits, labels_used)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,19 @@ import toy
 
 
 def random_weights(name, seed=0):
-    """State dict of an untrained toy encoder, float16 like the trained ones; batch-norm statistics as if it had run."""
+    """State dict of an untrained toy encoder, float16 like the trained ones; batch-norm statistics as if it had run.
+
+    Without those of its own activations an untrained ResNet gives all pictures the same features.
+    """
     torch.manual_seed(seed)
     net = toy.network(name)
-    for key, value in net.state_dict().items():
-        if "running" in key:
-            value.uniform_(0.5, 1.5)
+    visual = getattr(net, "visual", net)
+    for module in visual.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain mean of what it sees
+    blots = torch.nn.functional.interpolate(torch.randn(64, 3, 5, 5), size=visual.input_resolution, mode="bicubic")
+    with torch.no_grad():
+        visual.train()(blots)
     return toy.compact(net.state_dict())
 
 

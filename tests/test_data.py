@@ -180,14 +180,14 @@ def test_transparent_pixels_become_white():
 def test_palette_gif_with_transparency(tmp_path):
     stripes().save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "a.jpg")  # as one of the real images is named
-    pixels = read_image(tmp_path / "a.jpg", 8)
+    pixels, _ = read_image(tmp_path / "a.jpg", 8)
     assert (pixels[:, 5:] == 255).all() and (pixels[:, :3] == (0, 0, 255)).all()
 
 
 def test_sixteen_bit_grey_cmyk_and_orientation(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    assert np.abs(read_image(tmp_path / "deep.png", 8)[..., 0] - ramp / 257).max() <= 0.5
+    assert np.abs(read_image(tmp_path / "deep.png", 8)[0][..., 0] - ramp / 257).max() <= 0.5
     with pytest.raises(ValueError, match="floating"):
         to_rgb(Image.new("F", (4, 4)))
     for mode in ("L", "1", "P", "CMYK", "YCbCr", "I"):
@@ -198,7 +198,7 @@ def test_sixteen_bit_grey_cmyk_and_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "turned.png", exif=exif)
-    assert (read_image(tmp_path / "turned.png", 8)[4:] == 0).all()
+    assert (read_image(tmp_path / "turned.png", 8)[0][4:] == 0).all()
 
 
 def test_broken_images_are_named_skipped_counted(tmp_path, monkeypatch, capsys):
@@ -218,7 +218,7 @@ def test_broken_images_are_named_skipped_counted(tmp_path, monkeypatch, capsys):
         assert images.labels.tolist() == [0] * 4 + [1] * 3
         assert len(images.paths) == len(images.rows) == 7
         got = torch.cat(list(images.batches(2))).permute(0, 2, 3, 1).numpy()
-        assert (got == [read_image(tmp_path / "d" / p, 40) for p in images.paths]).all()
+        assert (got == [read_image(tmp_path / "d" / p, 40)[0] for p in images.paths]).all()
 
 
 def test_small_square_images_keep_their_size_others_do_not(tmp_path, monkeypatch):

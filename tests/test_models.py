@@ -383,5 +383,5 @@ def test_bad_prompts_are_one_line(prompts, type, world, capsys):
     (world / "bad.json").write_text(json.dumps({"templates": []}))
     model = load_model("toy-ViT", "cpu")
     with pytest.raises(SystemExit) as end:
-        class_embeddings(model, ["x"], common.read_templates(prompts, type), type)
-    assert end.value.code == 2 and "--prompts" in capsys.readouterr().err
+        class_embeddings(model, ["x"], common.read_templates(prompts, type)[0], type)
+    assert end.value.code == 2 and "prompt" in capsys.readouterr().err

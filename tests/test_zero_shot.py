@@ -1,6 +1,7 @@
 """zero_shot.py and the metrics that every script reports: against independent implementations, and run as a user does."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
+import few_shot
+import linear_probe
+import prompts
 import toy
 import zero_shot
 from common import class_bootstrap, evaluate, load_data, load_images, load_model, read_templates, wilson
@@ -97,14 +101,14 @@ def test_zero_shot_is_scaled_cosine():
 
 
 def test_templates(tmp_path):
-    assert read_templates(None) == ["a photo of a {}."]
-    assert read_templates(None, "bird") == ["a photo of a {}, a type of {type}."]
-    assert read_templates(["a {}."], "bird") == ["a {}."]
+    assert read_templates(None) == (["a photo of a {}."], 0)
+    assert read_templates(None, "bird") == (["a photo of a {}, a type of {type}."], 0)
+    assert read_templates(["a {}."], "bird") == (["a {}."], 0)
     (tmp_path / "t.txt").write_text("a {}.\n\nthe {}.\n")
     (tmp_path / "t.json").write_text('["a {}.", "the {}."]')
-    (tmp_path / "best.json").write_text('{"templates": ["a {}.", "the {}."]}')
-    for name in ("t.txt", "t.json", "best.json"):
-        assert read_templates([str(tmp_path / name)]) == ["a {}.", "the {}."]
+    (tmp_path / "best.json").write_text('{"script": "prompts", "metrics": {"ensemble": ["a {}.", "the {}."]}, "labels_used": 9}')
+    for name, labels_used in (("t.txt", 0), ("t.json", 0), ("best.json", 9)):
+        assert read_templates([str(tmp_path / name)]) == (["a {}.", "the {}."], labels_used)
 
 
 # ---- the script -----------------------------------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def test_script_prints_and_writes(world, call):
         cwd=world,
     )
     assert done.returncode == 0 and not done.stderr
-    for word in ("top-1", "95 % interval", "top-5", "mean per class", "chance", "32 images", "4 classes", "a photo of a {}."):
+    for word in ("top-1", "95 % interval", "top-5", "mean per class", "chance", "32 test images", "4 classes", "a photo of a {}."):
         assert word in done.stdout
     record = json.loads((world / "r" / "toy-RN.json").read_text())
     assert set(record) >= {"script", "args", "data", "model", "labels_used", "metrics", "environment", "seconds"}
@@ -149,7 +153,7 @@ def test_split_flag_and_skipped_images(world, call):
     broken = next((world / "data/tiny/Training").rglob("3.jpg"))
     broken.write_bytes(broken.read_bytes()[:200])
     code, out, _ = call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--split", "train", "--out", "r.json")
-    assert code == 0 and "31 images" in out and "1 image skipped" in out and str(broken.relative_to(world)) in out
+    assert code == 0 and "31 train images" in out and "1 image skipped" in out and str(broken.relative_to(world)) in out
     assert json.loads((world / "r.json").read_text())["data"]["skipped"] == {"train": 1}
     code, _, err = call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--split", "val")
     assert code == 2 and "no val images" in err and err.count("\n") == 1
@@ -178,7 +182,7 @@ def test_any_pictures_any_labels(world, call):
         (("--seed", "-1"), "seed"),
         (("--batch", "0"), "batch"),
         (("--images", "x.jpg", "--labels", "a", "--out", "x.json"), "--out"),
-        (("--data", "tiny", "--prompts", "data/tiny/Test/TOY0/8.jpg"), "--prompts"),
+        (("--data", "tiny", "--prompts", "data/tiny/Test/TOY0/8.jpg"), "8.jpg"),
         (("--data", "tiny", "--classnames", "none.json"), "none.json"),
         (("--data", "tiny", "--model", "toy-VIT2"), "toy-ViT"),
         (("--data", "tiny", "--model", "toy-ViT", "--device", "cuda:9"), "cuda:9"),
@@ -201,28 +205,52 @@ def test_imagenet_model_says_that_it_has_no_text_side(world, call):
     assert code == 2 and "no text side" in err and err.count("\n") == 1
 
 
-def test_help_needs_nothing(tmp_path, monkeypatch, call):
+SCRIPTS = {  # the flags of each, and a word of what it prints
+    zero_shot: ("data model weights act prompts type classnames seed device precision batch out split grid images labels", "top-1"),
+    prompts: ("data model weights act templates type classnames seed device precision batch out", "test: default"),
+    linear_probe: ("data model weights act prompts type classnames seed device precision batch out features save", "penalty"),
+    few_shot: ("data model weights act prompts type classnames seed device precision batch out shots seeds", "text-init"),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_needs_nothing(script, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = call(zero_shot.main, "--help")
+    code, out, _ = call(script.main, "--help")
     assert code == 0 and not list(tmp_path.iterdir())
-    flags = "data model weights act prompts type classnames seed device precision batch out split grid images labels"
-    assert not [flag for flag in flags.split() if f"--{flag}" not in out]
-    assert "(toy)" in out and "(256)" in out
+    assert [flag for flag in SCRIPTS[script][0].split() if f"--{flag}" not in out] == []
+    assert "(toy)" in out and "(256;" in out and "None" not in out
 
 
-def test_copied_alone_it_runs(world, tmp_path, call, monkeypatch):
-    """zero_shot.py and common.py in an empty folder are enough."""
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_copied_alone_it_runs(script, world, tmp_path, call, monkeypatch):
+    """A script and common.py in an empty folder are enough."""
     alone = tmp_path / "alone"
     alone.mkdir()
-    for name in ("zero_shot.py", "common.py"):
-        shutil.copy(ROOT / name, alone)
+    name = f"{script.__name__}.py"
+    for file in (name, "common.py"):
+        shutil.copy(ROOT / file, alone)
     args = ("--data", world / "data" / "tiny", "--model", "toy-ViT", "--weights", world / "weights" / "toy-ViT.pt")
-    done = run("zero_shot.py", *args, cwd=alone, script_folder=alone)
-    assert done.returncode == 0 and "top-1" in done.stdout and not done.stderr
+    done = run(name, *args, cwd=alone, script_folder=alone)
+    assert done.returncode == 0 and SCRIPTS[script][1] in done.stdout and not done.stderr
     monkeypatch.chdir(alone)
     monkeypatch.setattr("common.__file__", str(alone / "common.py"))
-    code, _, err = call(zero_shot.main)
+    code, _, err = call(script.main)
     assert code == 2 and "toy.py" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [prompts, linear_probe, few_shot])
+@pytest.mark.parametrize("args, word", [(("--data", "tyo"), "tyo"), (("--data", "tiny", "--classnames", "none.json"), "none.json")])
+def test_bad_input_is_one_line_everywhere(script, args, word, world, call):
+    code, _, err = call(script.main, *args)
+    assert code == 2 and word in err and err.count("\n") == 1
+
+
+def test_no_script_imports_another():
+    names = [path.stem for path in ROOT.glob("*.py") if path.stem != "common"]
+    for path in ROOT.glob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+        assert not set(imported) & set(names), path
 
 
 def test_full_disk_is_one_line(world):

@@ -1,0 +1,201 @@
+"""linear_probe.py: against scikit-learn, by its gradient, and what chooses and reports."""
+
+import json
+import shutil
+
+import clip
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+
+import linear_probe
+from common import features, load_data, load_images, load_model, read_image
+from linear_probe import class_means, logistic_regression, near_copies, sweep
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 12, generator=rng)
+    y = torch.arange(5).repeat_interleave(40)
+    x = centres[y] + 1.5 * torch.randn(200, 12, generator=rng)
+    return x[::2], y[::2], x[1::2], y[1::2]
+
+
+@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
+def test_same_solution_as_scikit_learn(blobs, l2):
+    x, y, x_test, y_test = blobs
+    weight, bias = logistic_regression(x, y, l2, torch.zeros(5, 12), torch.zeros(5))
+    theirs = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-8, max_iter=10_000).fit(x.double().numpy(), y.numpy())
+    assert torch.allclose(weight, torch.from_numpy(theirs.coef_).float(), atol=0.01 * weight.abs().max().item())
+    assert torch.allclose(bias - bias.mean(), torch.from_numpy(theirs.intercept_ - theirs.intercept_.mean()).float(), atol=0.02)
+    assert linear_probe.accuracy(x_test, y_test, weight, bias) == pytest.approx(theirs.score(x_test.double().numpy(), y_test.numpy()))
+
+
+def test_gradient_vanishes_at_the_solution_and_the_bias_is_free(blobs):
+    x, y, *_ = blobs
+    x = x + 3  # an offset that a penalised bias could not follow
+    weight, bias = logistic_regression(x, y, 0.1, torch.zeros(5, 12), torch.zeros(5))
+    error = (x @ weight.T + bias).softmax(1) - F.one_hot(y, 5)
+    assert (error.T @ x / len(y) + 0.1 * weight).abs().max() < 1e-4
+    assert error.mean(0).abs().max() < 1e-4
+
+
+def test_sweep_goes_from_strong_to_weak_and_does_not_touch_its_input(blobs):
+    x, y, x_val, y_val = blobs
+    fits = sweep(x, y, x_val, y_val, 5, linear_probe.PENALTIES)
+    assert max(linear_probe.PENALTIES) / min(linear_probe.PENALTIES) >= 1e7 * 0.999
+    assert [f["l2"] for f in fits] == sorted(linear_probe.PENALTIES, reverse=True)
+    norms = [f["head"][0].norm().item() for f in fits]
+    assert norms == sorted(norms)  # each fit has weights of its own, larger where the penalty is smaller
+    weight, bias = logistic_regression(x, y, fits[6]["l2"], torch.zeros(5, 12), torch.zeros(5))
+    assert torch.allclose(fits[6]["head"][0], weight, atol=0.02) and fits[6]["val"] == linear_probe.accuracy(x_val, y_val, weight, bias)
+
+
+def test_class_means(blobs):
+    x, y, *_ = blobs
+    for c, mean in enumerate(class_means(x, y, 5)):
+        rows = x[y == c].numpy()
+        rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0)
+        assert np.allclose(mean, rows / np.linalg.norm(rows), atol=1e-5)
+
+
+def test_near_copies_are_found_whatever_their_brightness():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 200, (30, 16, 16, 3), np.uint8)
+    test = rng.integers(0, 200, (10, 16, 16, 3), np.uint8)
+    test[0], test[1] = train[7], train[9] // 2 + 40  # a copy, and one that is darker
+    test[2] = np.uint8(np.clip(train[5] + rng.normal(0, 5, train[5].shape), 0, 255))
+    test[3] = np.roll(train[5], 8, 1)  # no copy
+    found = near_copies(torch.from_numpy(test), torch.from_numpy(train))
+    assert found.tolist() == [True] * 3 + [False] * 7
+
+
+def test_thumbnails_are_box_averages_of_the_whole_picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    _, thumbnail = read_image(tmp_path / "a.png", 8)
+    assert np.abs(pixels.reshape(16, 2, 16, 4, 3).mean((1, 3)) - thumbnail).max() <= 1  # rounded twice
+
+
+@pytest.mark.parametrize("name", ["toy-ViT", "toy-RN"])
+def test_penultimate_features_are_those_before_the_projection(name, world):
+    data = load_data("tiny")
+    whole = load_model(name, "cpu", precision="float32")
+    before = load_model(name, "cpu", precision="float32", features="penultimate")
+    images = load_images(data, "test", whole.size)
+    x, y = features(before, images), features(whole, images)[0]
+    net = clip.load(f"weights/{name}.pt", device="cpu")[0].visual
+    projected = x[0] @ net.proj if name == "toy-ViT" else net.attnpool.c_proj(x[0])
+    assert x[0].shape[1] == before.width != y.shape[1] == whole.width
+    assert torch.allclose(projected, y, atol=1e-4 * y.abs().max().item())
+
+
+# ---- the script -----------------------------------------------------------------------------------------------------
+
+
+def probe(call, *args):
+    code, out, err = call(linear_probe.main, "--model", "toy-RN", "--out", "r.json", *args)
+    assert code == 0, err
+    return json.loads(open("r.json").read()), out
+
+
+def test_record_head_and_predictions_agree(world, call):
+    record, out = probe(call, "--data", "tiny", "--save", "head.safetensors")
+    m = record["metrics"]
+    assert set(m) >= {"train", "val", "test", "test_ci95", "test_ci95_class", "mean_per_class", "l2", "class_mean", "near_copies"}
+    assert "test_without_near_copies" in m and record["labels_used"] == 32 and len(record["history"]) == len(linear_probe.PENALTIES)
+    best = max(step["val"] for step in record["history"])
+    assert m["val"] == best and m["l2"] == max(step["l2"] for step in record["history"] if step["val"] == best)
+    saved = np.load(world / "r.npz")
+    assert (saved["true"] == saved["predicted"]).mean() == pytest.approx(m["test"])
+    with safe_open("head.safetensors", "pt") as file:
+        weight, bias, about = file.get_tensor("weight"), file.get_tensor("bias"), file.metadata()
+    model = load_model("toy-RN", features=about["features"])
+    data = load_data("tiny")
+    for split in ("train", "test"):
+        x, y = features(model, load_images(data, split, model.size))
+        assert ((x @ weight.T + bias).argmax(1) == y).double().mean().item() == pytest.approx(m[split])
+    means = F.normalize(features(model, load_images(data, "test", model.size))[0], dim=1)
+    assert json.loads(about["classes"]) == data.classes and json.loads(about["words"]) == data.words
+    assert about["model"] == "toy-RN" and about["sha256"] == model.sha256 and json.loads(about["prompts"]) == ["a photo of a {}."]
+    assert means.shape[1] == weight.shape[1]
+    for word in ("penalty", "held-out", "train", "val", "class mean", "near-copies", "top-1", "most confused", "saved head.safetensors"):
+        assert word in out
+
+
+def test_test_images_have_no_say(world, call):
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    before, _ = probe(call, "--data", "./own", "--save", "a.safetensors")
+    for file in (world / "own" / "Test").rglob("*.jpg"):
+        Image.open(file).rotate(90).save(file)
+    after, _ = probe(call, "--data", "./own", "--save", "b.safetensors")
+    assert before["history"] == after["history"] and before["metrics"]["l2"] == after["metrics"]["l2"]
+    a, b = load_file("a.safetensors"), load_file("b.safetensors")
+    assert torch.equal(a["weight"], b["weight"]) and torch.equal(a["bias"], b["bias"])
+    assert before["metrics"]["mean_per_class"] != after["metrics"]["mean_per_class"]
+
+
+def test_validation_images_choose_where_there_are_some(world, call):
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    shutil.copytree(world / "own" / "Test", world / "own" / "valid")
+    record, out = probe(call, "--data", "./own")
+    assert record["data"]["counts"] == {"train": 32, "val": 32, "test": 32} and record["labels_used"] == 64
+    assert record["metrics"]["val"] == record["metrics"]["test"] and "32 images of the val split" in out  # the same pictures
+
+
+def test_held_out_images_are_not_fitted(world, call, monkeypatch):
+    """Labels of the held-out fifth made wrong on purpose: the fits of the sweep must not see them."""
+    seen = []
+    real = linear_probe.logistic_regression
+    monkeypatch.setattr(linear_probe, "logistic_regression", lambda x, y, *rest: seen.append(len(y)) or real(x, y, *rest))
+    probe(call, "--data", "tiny")
+    assert seen == [24] * len(linear_probe.PENALTIES) + [32]  # 8 images a class, 2 of them held out; then all
+
+
+def test_near_copies_are_a_property_of_the_data(world, call):
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    for c in sorted((world / "own" / "Test").iterdir()):
+        rng = np.random.default_rng(hash(c.name) % 1000)
+        for i in range(40):
+            noise = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+            noise.save(c / f"noise{i}.png")
+        for file in sorted((world / "own" / "Training" / c.name).iterdir())[:5]:
+            shutil.copy(file, c / f"copy-{file.name}")
+    shares = []
+    for model in ("toy-RN", "toy-imagenet"):
+        record, out = probe(call, "--data", "./own", "--model", model)
+        shares.append(record["metrics"]["near_copies"])
+    assert shares[0] == shares[1] >= 20 / 212 and record["metrics"]["test_without_near_copies"] is not None
+    for c in (world / "own" / "Test").iterdir():
+        for file in c.glob("noise*"):
+            file.unlink()
+    for c in (world / "own" / "Test").iterdir():
+        for file in [f for f in c.iterdir() if not f.name.startswith("copy")]:
+            file.unlink()
+    record, out = probe(call, "--data", "./own")
+    assert record["metrics"]["near_copies"] == 1 and record["metrics"]["test_without_near_copies"] is None and "too few left" in out
+
+
+def test_bad_input_is_one_line(world, call):
+    def line(*args):
+        code, _, err = call(linear_probe.main, *args)
+        assert code == 2 and "Traceback" not in err
+        return err.splitlines()[-1]
+
+    assert "--features projected" in line("--data", "tiny", "--model", "toy-imagenet", "--features", "projected")
+    assert "head.bin" in line("--data", "tiny", "--save", "head.bin")
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    folder = sorted((world / "own" / "Training").iterdir())[1]
+    for file in folder.iterdir():
+        file.write_bytes(b"no picture")
+    assert folder.name in line("--data", "./own", "--model", "toy-RN")
+    for c in (world / "own" / "Training").iterdir():
+        for i, file in enumerate(sorted(c.iterdir())):
+            shutil.copy(world / "data" / "tiny" / "Training" / c.name / file.name, file) if i == 0 else file.unlink()
+    assert "few_shot.py" in line("--data", "./own", "--model", "toy-RN")
