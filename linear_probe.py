@@ -1,12 +1,12 @@
 """Linear probe: logistic regression on frozen features, its L2 penalty chosen on held-out images, as in CLIP (Radford et al. 2021).
 
-    python linear_probe.py                                               # the toy world: TODO
+    python linear_probe.py                                               # the toy world: .777 in 15 s
     python linear_probe.py --data fruits360 --model resnet101 --save head.safetensors
 
 CLIP and ImageNet models alike. Features are those before the last layer; of CLIP that is before its projection into the
-space of captions, as in its paper, which measures better too: .816 against .802 (toy-ViT) and .862 against .863 (toy-RN) on
-held-out images, means of four splits. It also says how many test images are near-copies of training images, which no
-encoder can be praised for. Copy this file and common.py to use it elsewhere.
+space of captions, as in its paper: held-out images give .810 against .797 (toy-ViT) and .860 against .866 (toy-RN). It also
+says how many test images are near-copies of training images, which no encoder can be praised for. Copy this file and
+common.py to use it elsewhere.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from common import (
 
 PENALTIES = [10 ** (e / 2) for e in range(2, -13, -1)]  # 10 to 1e-6 in half decades, for features of unit variance
 HELD_OUT = 0.2  # the share of each class that chooses, where there is no val split
+ENOUGH, MOST = 1000, 5  # held-out images that choose well; with fewer, up to 5 runs of others, because few choose at random
 COPY = 0.95  # cosine of thumbnails from which two images count as near-copies
 FEW = 30  # images below which an accuracy says nothing
 
@@ -66,14 +67,18 @@ def accuracy(x, y, weight, bias):
     return (torch.addmm(bias, x, weight.T).argmax(1) == y).double().mean().item()
 
 
-def sweep(x, y, x_val, y_val, classes, penalties):
-    """Fit with each penalty, each from the one before, the largest first: [{"l2", "train", "val", "head"}] with accuracies."""
-    weight, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)
+def sweep(runs, classes, penalties):
+    """Fit with each penalty, each time from the fit before, the largest first: [{"l2", "train", "val", "head"}].
+
+    `runs` are [(x, y, x_val, y_val)]; the accuracies are means over them, the head (weight, bias) is that of the first.
+    """
+    heads = [(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)) for x, *_ in runs]
     fits = []
     for l2 in penalties:
-        weight, bias = logistic_regression(x, y, l2, weight, bias)
-        train, val = accuracy(x, y, weight, bias), accuracy(x_val, y_val, weight, bias)
-        fits.append({"l2": l2, "train": train, "val": val, "head": (weight, bias)})
+        heads = [logistic_regression(x, y, l2, *head) for (x, y, *_), head in zip(runs, heads)]
+        train = sum(accuracy(x, y, *head) for (x, y, *_), head in zip(runs, heads)) / len(runs)
+        val = sum(accuracy(x, y, *head) for (*_, x, y), head in zip(runs, heads)) / len(runs)
+        fits.append({"l2": l2, "train": train, "val": val, "head": heads[0]})
     return fits
 
 
@@ -118,19 +123,22 @@ def main():
         fail(f"--model {args.model}: gives every training image the same features; are these its weights?")
     z = {split: (t - mean) / scale for split, t in x.items()}
 
-    # the penalty is chosen on images that its fits do not see: val, or a run of neighbouring files of each class
-    held = None
-    fit, val = (z["train"], y["train"]), (z.get("val"), y.get("val"))
-    if "val" not in images:
-        held = torch.from_numpy(blocked_split(images["train"].labels, HELD_OUT, args.seed)).to(model.device)
-        if not held.any():
+    # the penalty is chosen on images that the fits do not see: val, or runs of neighbouring files of each class
+    if "val" in images:
+        runs = [(z["train"], y["train"], z["val"], y["val"])]
+    else:
+        held = blocked_split(images["train"].labels, HELD_OUT, args.seed).sum()
+        if not held:
             fail(f"--data {args.data}: one training image a class, none can be held out to choose by; few_shot.py needs none")
-        fit, val = (z["train"][~held], y["train"][~held]), (z["train"][held], y["train"][held])
-    fits = sweep(*fit, *val, len(data.classes), progress(PENALTIES, "penalties", "fit"))
+        runs = []
+        for i in range(min(MOST, max(1, ENOUGH // held))):
+            held = torch.from_numpy(blocked_split(images["train"].labels, HELD_OUT, args.seed + i)).to(model.device)
+            runs.append((z["train"][~held], y["train"][~held], z["train"][held], y["train"][held]))
+    fits = sweep(runs, len(data.classes), progress(PENALTIES, "penalties", "fit"))
     best = max(f["val"] for f in fits)
-    chosen, *tied = [f for f in fits if f["val"] == best]  # of equals the largest penalty
+    chosen, *tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
     weight, bias = chosen["head"]
-    if held is not None:
+    if "val" not in images:
         weight, bias = logistic_regression(z["train"], y["train"], chosen["l2"], weight, bias)
     weight, bias = weight / scale, bias - weight @ mean / scale  # now for features as they come from the encoder
 
@@ -150,14 +158,15 @@ def main():
         "near_copies": copies.double().mean().item(),
         "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
     }
-    for split, total in (("train", len(y["train"])), ("val", len(val[1]))):
+    for split, total in (("train", len(y["train"])), ("val", len(runs[0][3]))):
         metrics[f"{split}_ci95"] = wilson(round(metrics[split] * total), total)
 
     print_setup(data, model, images)
-    source = "images of the val split" if held is None else f"held-out training images, seed {args.seed}"
+    source = "images of the val split" if "val" in images else "held-out training images"
+    times = f", mean of {len(runs)} such runs" if len(runs) > 1 else ""
     as_good = "; as good: " + ", ".join(f"{f['l2']:.0e}" for f in tied) if tied else ""
     edge = "; the end of the sweep" if chosen["l2"] in (PENALTIES[0], PENALTIES[-1]) else ""
-    print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)} on {len(val[1]):,} {source}{as_good}{edge}")
+    print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)} on {len(runs[0][3]):,} {source}{times}{as_good}{edge}")
     for split in ("train", "val"):
         print(f"{split:15} {metrics[split]:.3f}   95 % interval {metrics[f'{split}_ci95'][0]:.3f} to {metrics[f'{split}_ci95'][1]:.3f}")
     print(f"class mean      {metrics['class_mean']:.3f}   on test, nearest class mean of the same features")

@@ -2,8 +2,8 @@
 
     python bench/pipeline.py [--device cuda]        # ratios above 1 are gains
 
-Upsampling in uint8 batches against floats and against Pillow, 16-bit against 32-bit encoders, decoding on threads
-against one image at a time. Prints images/s of both and their ratio, and how far the results lie apart.
+Upsampling in uint8 batches against floats and against Pillow, 16-bit against 32-bit encoders, small batches against large
+ones on a CPU, decoding on threads against one image at a time. Prints images/s of both and their ratio, and how far the results lie apart.
 """
 
 import argparse
@@ -77,6 +77,16 @@ def main():
         if dtype != torch.float32:
             plain = rate(encode, len(x), device, 3)
             compare(f"{name}: {str(dtype)[6:]}, float32", rate(lambda encode=encode: encode(dtype=dtype), len(x), device, 3), plain)
+
+        if device.type == "cpu":
+            many = x.repeat(4, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+
+            def batches(size, net=net, many=many):
+                with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                    return [net(part) for part in many.split(size)]
+
+            small, large = (rate(lambda batches=batches, size=size: batches(size), len(many), device, 2) for size in (32, 256))
+            compare(f"{name}: batches of 32, of 256", small, large)
 
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{i}.jpg" for i in range(200)]
