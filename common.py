@@ -22,7 +22,7 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -61,10 +62,11 @@ def atomic(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         fail(f"{path}: cannot be written: {why(error)}")
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def why(error):
@@ -737,11 +739,6 @@ def embed_captions(model, captions, batch=512):
 
 def template_embeddings(model, words, templates, type=""):
     """Unit-length (T, C, E), one caption a template and class. `templates` hold {} for the class and may hold {type}."""
-    for template in templates:
-        if "{}" not in template:
-            fail(f"prompt '{template}': a template needs {{}} where the class name goes")
-        if "{type}" in template and not type:
-            fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
     captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
     return embed_captions(model, captions).view(len(templates), len(words), -1)
 
@@ -760,9 +757,18 @@ def read_templates(prompts, type=""):
     or what prompts.py wrote; nothing gives the default template."""
     if not prompts:
         return default_templates(type), 0
-    if len(prompts) > 1 or "{}" in prompts[0]:
-        return list(prompts), 0
-    path = Path(prompts[0])
+    labels_used = 0
+    if len(prompts) == 1 and "{}" not in prompts[0]:
+        prompts, labels_used = read_template_file(Path(prompts[0]))
+    for template in prompts:
+        if "{}" not in template:
+            fail(f"prompt '{template}': a template needs {{}} where the class name goes")
+        if "{type}" in template and not type:
+            fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
+    return list(prompts), labels_used
+
+
+def read_template_file(path):
     if not path.is_file():
         fail(f"prompts '{path}': neither a template with {{}} nor a file")
     try:
@@ -773,7 +779,7 @@ def read_templates(prompts, type=""):
     if isinstance(found, dict) and found.get("script") == "prompts":
         found, labels_used = found.get("metrics", {}).get("ensemble"), found.get("labels_used", 0)
     if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
-        fail(f"prompts {path}: must hold a list of templates, or be the result of prompts.py")
+        fail(f"prompts {path}: empty, or neither a list of templates nor the result of prompts.py")
     return found, labels_used
 
 

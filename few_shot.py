@@ -28,6 +28,7 @@ from common import (
     default_model,
     evaluate,
     every_class,
+    fail,
     features,
     load_data,
     load_images,
@@ -79,10 +80,12 @@ def cross_entropy(logits, y):
 def span(*vectors):
     """Orthonormal basis (S, D, m) of all vectors (S, m, D) of a draw, or None where m >= D and nothing can be saved.
 
-    By the representer theorem the weights that fit them lie in their span.
+    Weights that start in it stay in it, because every gradient lies in it (with a penalty alone: the representer theorem).
     """
     a = torch.cat(vectors, 1).transpose(1, 2)
-    return torch.linalg.qr(a).Q if a.shape[2] < a.shape[1] else None
+    if a.shape[2] >= a.shape[1]:
+        return None
+    return torch.linalg.qr(a.cpu() if a.device.type == "mps" else a).Q.to(a.device)  # mps has none, or a very slow one
 
 
 def linear(x, y, x_test, classes, l2=L2):
@@ -138,12 +141,16 @@ def class_mean(x, y, x_test, classes):
     return x_test @ F.normalize(means, dim=2).transpose(1, 2)
 
 
-def print_table(shots, table, draws):
-    """A line a method, a column a k: mean±standard deviation of the accuracies, alone where all draws are the same images."""
-    print(f"test accuracy, mean±standard deviation over {counted(draws, 'draw')} of the labels")
-    print(f"labels a class{''.join(f'{k:>12}' for k in shots)}")
+def print_table(table, labels, draws, everything):
+    """A line a method, a column a k: mean±standard deviation of the accuracies, alone where there is but one draw.
+
+    labels {k: images} and draws {k: different draws}; once a k takes `everything`, larger ones would repeat it.
+    """
+    columns = [k for i, k in enumerate(labels) if i == 0 or labels[k] > list(labels.values())[i - 1]]
+    print(f"test accuracy, mean±standard deviation over {counted(max(draws.values()), 'draw')} of the labels")
+    print("labels a class" + "".join(f"{'all' if labels[k] == everything else k:>12}" for k in columns))
     for method, row in table.items():
-        cells = (f"{row[k]['mean']:.3f}" + (f"±{row[k]['std']:.3f}" if row[k]["std"] else "") for k in shots)
+        cells = (f"{row[k]['mean']:.3f}" + (f"±{row[k]['std']:.3f}" if draws[k] > 1 else "") for k in columns)
         print(f"{method:14}" + "".join(f"{cell:>12}" for cell in cells))
 
 
@@ -157,9 +164,11 @@ def main():
     started = time.time()
 
     data = load_data(args.data, args.classnames, args.type, args.seed)
-    args.type, (args.prompts, chosen_with) = data.type, read_templates(args.prompts, data.type)
-    args.model, args.shots = args.model or default_model(args.data), sorted(set(args.shots))
+    given, (args.prompts, chosen_with) = args.prompts, read_templates(args.prompts, data.type)
+    args.type, args.model, args.shots = data.type, args.model or default_model(args.data), sorted(set(args.shots))
     model = load_model(args.model, args.device, args.weights, args.precision, args.act)
+    if given and not model.encode_text:
+        fail(f"--prompts: {model.name} has no text side")
     images = {split: load_images(data, split, model.size) for split in ("train", "test")}
     every_class(images["train"], data)
     x_train, x_test = (F.normalize(features(model, i, args.batch)[0], dim=1).to(model.device) for i in images.values())
@@ -167,15 +176,14 @@ def main():
     classes = len(data.classes)
     print_setup(data, model, images)
     sizes = np.bincount(labels)
-    if short := [k for k in args.shots if k > sizes.min()]:
-        print(f"note: {', '.join(map(str, short))} shots: {(sizes < short[-1]).sum()} of {counted(classes, 'class')} have fewer", end=" ")
-        print(f"images, the smallest {sizes.min()}; such a class gives all it has")
+    if short := [f"{(sizes < k).sum()} of {classes} at k = {k}" for k in args.shots if k > sizes.min()]:
+        print(f"note: classes with fewer than k images give all they have: {', '.join(short)}; the smallest has {sizes.min()}")
 
     methods = {
         "class-mean": lambda x, y: class_mean(x, y, x_test, classes),
         "linear": lambda x, y: linear(x, y, x_test, classes),
     }
-    metrics = {"chance": 1 / classes, "draw": draw.__doc__.strip(), "labels": {}, "short_classes": {}}
+    metrics = {"chance": 1 / classes, "draw": draw.__doc__.strip(), "labels": {}, "draws": {}, "short_classes": {}}
     if model.encode_text:
         z = class_embeddings(model, data.words, args.prompts, data.type).to(model.device)
         scale = model.logit_scale
@@ -184,7 +192,9 @@ def main():
         m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes)
         print(f"{'zero-shot' if not chosen_with else 'chosen prompts':14}{m['top1']:12.3f}", end="   ")
         print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images", end=", ")
-        print("no label used" if not chosen_with else f"{counted(chosen_with, 'labelled image')} used, as below")
+        print("no label used" if not chosen_with else "not zero-shot")
+        if chosen_with:
+            print(f"note: the captions were chosen with {counted(chosen_with, 'labelled image')}, on which tip and text-init rest too")
         # captions chosen with labels give no zero-shot number
         metrics |= {
             ("chosen_prompts" if chosen_with else "zero_shot") + key.removeprefix("top1"): v for key, v in m.items() if "top1" in key
@@ -195,7 +205,8 @@ def main():
     for k in progress(args.shots, f"{model.name} few-shot", "k"):
         draws = [draw(labels.numpy(), k, args.seed + i) for i in range(args.seeds)]
         rows, which = np.unique(draws, axis=0, return_inverse=True)  # with all labels there is but one
-        metrics["labels"][k], metrics["short_classes"][k] = rows.shape[1], int((sizes < k).sum())
+        metrics["draws"][k], metrics["labels"][k] = rows.shape
+        metrics["short_classes"][k] = int((sizes < k).sum())
         used.update(rows.flat)
         x, y = x_train[torch.from_numpy(rows)], labels[rows[0]].to(model.device)
         for method, fit in methods.items():
@@ -210,7 +221,7 @@ def main():
                 "values": values.tolist(),
                 "ci95_class": class_bootstrap(right.mean(0), images["test"].labels),
             }
-    print_table(args.shots, table, args.seeds)
+    print_table(table, metrics["labels"], metrics["draws"], len(labels))
     if args.out:
         write_result(args.out, args, data, model, images, metrics | table, started, labels_used=max(len(used), chosen_with))
 

@@ -34,6 +34,7 @@ from common import (
     print_setup,
     progress,
     read_templates,
+    some,
     wilson,
     write_result,
 )
@@ -45,13 +46,13 @@ COPY = 0.95  # cosine of thumbnails from which two images count as near-copies
 FEW = 30  # images below which an accuracy says nothing
 
 
-def logistic_regression(x, y, l2, weight, bias):
+def logistic_regression(x, y, l2, weight, bias, steps=1000):
     """Minimise mean cross-entropy + l2/2 |W|^2 by full-batch L-BFGS from weight (C, D), bias (C,); the bias is free.
 
     x (N, D), y (N,). In scikit-learn's terms C = 1 / (l2 N).
     """
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=1000, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=steps, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure():
         optimiser.zero_grad()
@@ -64,18 +65,19 @@ def logistic_regression(x, y, l2, weight, bias):
 
 
 def accuracy(x, y, weight, bias):
-    return (torch.addmm(bias, x, weight.T).argmax(1) == y).double().mean().item()
+    return (torch.addmm(bias, x, weight.T).argmax(1) == y).cpu().double().mean().item()  # mps has no double
 
 
 def sweep(runs, classes, penalties):
     """Fit with each penalty, each time from the fit before, the largest first: [{"l2", "train", "val", "head"}].
 
     `runs` are [(x, y, x_val, y_val)]; the accuracies are means over them, the head (weight, bias) is that of the first.
+    Small penalties get no further than 200 steps each, which changes what is chosen less than other held-out images do.
     """
     heads = [(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)) for x, *_ in runs]
     fits = []
     for l2 in penalties:
-        heads = [logistic_regression(x, y, l2, *head) for (x, y, *_), head in zip(runs, heads)]
+        heads = [logistic_regression(x, y, l2, *head, steps=200) for (x, y, *_), head in zip(runs, heads)]
         train = sum(accuracy(x, y, *head) for (x, y, *_), head in zip(runs, heads)) / len(runs)
         val = sum(accuracy(x, y, *head) for (*_, x, y), head in zip(runs, heads)) / len(runs)
         fits.append({"l2": l2, "train": train, "val": val, "head": heads[0]})
@@ -101,16 +103,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, "data model weights act prompts type classnames seed device precision batch out")
     parser.add_argument("--features", choices=("penultimate", "projected"), default="penultimate", help="of CLIP (%(default)s)")
-    parser.add_argument("--save", metavar="FILE.safetensors", help="keep the head here, for finetune.py (nowhere)")
+    parser.add_argument("--save", metavar="FILE.safetensors", help="keep the head here, with its class names (not kept)")
     args = parser.parse_args()
     started = time.time()
     if args.save and not args.save.endswith(".safetensors"):
         parser.error(f"--save {args.save}: must end in .safetensors")
 
     data = load_data(args.data, args.classnames, args.type, args.seed)
-    args.type, (args.prompts, _) = data.type, read_templates(args.prompts, data.type)
-    args.model = args.model or default_model(args.data)
+    given, (args.prompts, _) = args.prompts, read_templates(args.prompts, data.type)
+    args.type, args.model = data.type, args.model or default_model(args.data)
     model = load_model(args.model, args.device, args.weights, args.precision, args.act, args.features)
+    if given and not (model.encode_text and args.save):
+        fail("--prompts only go into the --save file of a CLIP model, for those who start from it; the probe needs none")
     images = {split: load_images(data, split, model.size) for split in ("train", "val", "test") if data.splits.get(split)}
     every_class(images["train"], data)
     x, y = {}, {}
@@ -137,9 +141,7 @@ def main():
     fits = sweep(runs, len(data.classes), progress(PENALTIES, "penalties", "fit"))
     best = max(f["val"] for f in fits)
     chosen, *tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
-    weight, bias = chosen["head"]
-    if "val" not in images:
-        weight, bias = logistic_regression(z["train"], y["train"], chosen["l2"], weight, bias)
+    weight, bias = logistic_regression(z["train"], y["train"], chosen["l2"], *chosen["head"])
     weight, bias = weight / scale, bias - weight @ mean / scale  # now for features as they come from the encoder
 
     logits = torch.addmm(bias, x["test"], weight.T).cpu()
@@ -159,12 +161,12 @@ def main():
         "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
     }
     for split, total in (("train", len(y["train"])), ("val", len(runs[0][3]))):
-        metrics[f"{split}_ci95"] = wilson(round(metrics[split] * total), total)
+        metrics[f"{split}_ci95"] = wilson(metrics[split] * total, total)
 
     print_setup(data, model, images)
     source = "images of the val split" if "val" in images else "held-out training images"
     times = f", mean of {len(runs)} such runs" if len(runs) > 1 else ""
-    as_good = "; as good: " + ", ".join(f"{f['l2']:.0e}" for f in tied) if tied else ""
+    as_good = "; as good: " + some([f"{f['l2']:.0e}" for f in tied]) if tied else ""
     edge = "; the end of the sweep" if chosen["l2"] in (PENALTIES[0], PENALTIES[-1]) else ""
     print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)} on {len(runs[0][3]):,} {source}{times}{as_good}{edge}")
     for split in ("train", "val"):
@@ -175,16 +177,16 @@ def main():
     print(f"without them    {without}   {counted(len(right), 'image')}")
     print("all test images")
     print_metrics(m)
+    if args.out:
+        history = [{k: v for k, v in f.items() if k != "head"} for f in fits]
+        labels_used = len(y["train"]) + len(y.get("val", ()))
+        write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)
     if args.save:
         about = {"model": model.name, "sha256": model.sha256, "features": model.features, "type": data.type}
         about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
         with atomic(args.save) as temporary:
             save_file({"weight": weight.cpu(), "bias": bias.cpu()}, temporary, about)
         print(f"saved {args.save}")
-    if args.out:
-        history = [{k: v for k, v in f.items() if k != "head"} for f in fits]
-        labels_used = len(y["train"]) + len(y.get("val", ()))
-        write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)
 
 
 if __name__ == "__main__":

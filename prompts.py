@@ -23,6 +23,7 @@ from common import (
     default_model,
     default_templates,
     evaluate,
+    fail,
     features,
     load_data,
     load_images,
@@ -30,6 +31,7 @@ from common import (
     print_setup,
     progress,
     read_templates,
+    some,
     template_embeddings,
     write_result,
 )
@@ -75,13 +77,13 @@ def correct(x, z, y):
 
 def standard_error(values):
     """Of the mean of values (N,)."""
-    return values.double().std().item() / math.sqrt(len(values))
+    return values.cpu().double().std().item() / math.sqrt(len(values))  # mps has no double
 
 
 def select(x, y, z):
     """Greedy forward selection among templates z (T, C, E): a list of steps, all taken but perhaps the last.
 
-    It starts with the best template. Each step adds the one that helps most, the first of equals, while its gain is at least
+    It starts with the best template. Each step adds the one that helps most, the first of equals, while its gain is more than
     one standard error of the paired difference. A step is {index, top1, gain, se, equals, taken}; gain and se are None at first.
     """
     steps, total, before = [], torch.zeros_like(z[0]), None
@@ -92,9 +94,10 @@ def select(x, y, z):
         index, *equals = torch.nonzero(count == count.max()).flatten().tolist()
         step = {"index": index, "top1": count.max().item() / len(y), "gain": None, "se": None, "equals": equals, "taken": True}
         if before is not None:
-            difference = right[index].double() - before.double()
+            difference = right[index].cpu().double() - before.cpu().double()
             step["gain"], step["se"] = difference.mean().item(), standard_error(difference)
-            step["taken"] = step["gain"] > 0 and step["gain"] >= step["se"]
+            # one image more is exactly one standard error, but for rounding: a tie, and ties go to fewer templates
+            step["taken"] = step["gain"] > 0 and step["gain"] > step["se"] * (1 + 1e-9)
         steps.append(step)
         if not step["taken"]:
             break
@@ -111,10 +114,13 @@ def main():
 
     data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
     args.type, args.model = data.type, args.model or default_model(args.data)
-    pool = [form for t in POOL for form in ((t, with_type(t)) if data.type else (t,))]
+    pool, chosen_with = [form for t in POOL for form in ((t, with_type(t)) if data.type else (t,))], 0
     if args.templates:
-        pool = list(dict.fromkeys(read_templates([args.templates])[0]))
+        pool, chosen_with = read_templates([args.templates], data.type)
+        pool = list(dict.fromkeys(pool))
     split = "val" if data.splits.get("val") else "train"
+    if len(data.files(split)) < 2:
+        fail(f"--data {args.data}: one {split} image can choose nothing; add more")
     model = load_model(args.model, args.device, args.weights, args.precision, args.act)
     z = template_embeddings(model, data.words, pool, data.type).to(model.device)  # (T, C, E)
     images = {s: load_images(data, s, model.size) for s in (split, "test")}
@@ -128,7 +134,7 @@ def main():
         logits = x[split] @ one.T
         right = logits.argmax(1) == y[split]
         top5 = (logits.topk(min(5, len(one)), dim=1).indices == y[split][:, None]).any(1)
-        row = {"top1": right.double().mean().item(), "top5": top5.double().mean().item(), "se": standard_error(right)}
+        row = {"top1": right.cpu().double().mean().item(), "top5": top5.cpu().double().mean().item(), "se": standard_error(right)}
         templates.append({"template": template, **row})
     steps = select(x[split], y[split], z)
     best = [step["index"] for step in steps if step["taken"]]
@@ -148,17 +154,17 @@ def main():
     print("chosen one after the other (top-1, gain ± its standard error)")
     for step in steps:
         gain = "" if step["gain"] is None else f"{step['gain']:+.3f} ± {step['se']:.3f}"
-        end = "" if step["taken"] else "   not taken: under one standard error"
+        end = "" if step["taken"] else "   not taken: " + ("no more than one standard error" if step["gain"] > 0 else "no gain")
         print(f"  {step['top1']:.3f}   {gain:14}   {pool[step['index']]}{end}")
         if step["equals"]:
-            print(f"  {'':22}   as good, and passed over for it: {' | '.join(pool[i] for i in step['equals'])}")
+            print(f"  {'':22}   as good, and passed over for it: {some([pool[i] for i in step['equals']])}")
     names = {"default": "default", "best": "best single", "ensemble": f"ensemble of {len(best)}", "all": f"all {len(pool)}"}
     print("test: " + ", ".join(f"{names[n]} {m['top1']:.3f} ({m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f})" for n, m in test.items()))
     if args.out:
         metrics = {"templates": templates, "ensemble": [pool[i] for i in best]}
         metrics["test"] = {name: m["top1"] for name, m in test.items()}
         metrics["test_ci95"] = {name: m["top1_ci95"] for name, m in test.items()}
-        write_result(args.out, args, data, model, images, metrics, started, logits["ensemble"], len(y[split]), steps)
+        write_result(args.out, args, data, model, images, metrics, started, logits["ensemble"], len(y[split]) + chosen_with, steps)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,20 @@ def test_text_init_without_a_pull_fits_its_images_and_logits_are_scaled_cosines(
     assert (logits[0].argmax(1) == y).all() and logits.abs().max() <= 20.001
 
 
+def test_text_init_minimises_what_it_says(problem):
+    x, y, x_test, _, z = problem
+    w = z.double().clone().requires_grad_()
+    optimiser = torch.optim.Adam([w], 0.01)
+    for _ in range(1500):
+        logits = 30.0 * x[0].double() @ (w / w.norm(dim=1, keepdim=True)).T
+        loss = F.cross_entropy(logits, y) + 0.02 / 2 * torch.stack([900 * (a - b) @ (a - b) for a, b in zip(w, z.double())]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    theirs = 30.0 * x_test.double() @ F.normalize(w.detach(), dim=1).T
+    assert torch.allclose(text_init(x[:1], y, x_test, z, 30.0, pull=0.02)[0].double(), theirs, atol=0.1)
+
+
 def test_the_pull_fades_with_the_labels_of_a_class(problem, monkeypatch):
     x, y, x_test, _, z = problem
     pulled = text_init(x, y, x_test, z, 20.0)
@@ -151,8 +165,9 @@ def test_record_and_table(world, call):
         assert m[method]["8"] == m[method]["16"] and m[method]["8"]["std"] == 0  # all images, for every seed
         assert f"{m[method]['1']['mean']:.3f}±{m[method]['1']['std']:.3f}" in out
     assert len(set(m["linear"]["1"]["values"] + m["linear"]["4"]["values"])) > 2
+    assert m["draws"]["1"] > 1 and m["draws"]["8"] == 1 and out.count("all") and "16" not in out.split("labels a class")[1].split("\n")[0]
     assert m["labels"] == {"1": 4, "4": 16, "8": 32, "16": 32} and m["short_classes"] == {"1": 0, "4": 0, "8": 0, "16": 4}
-    assert out.count("note:") == 1 and "16 shots: 4 of 4 classes" in out and record["labels_used"] == 32 and "permutation" in m["draw"]
+    assert out.count("note:") == 1 and "4 of 4 at k = 16" in out and record["labels_used"] == 32 and "permutation" in m["draw"]
     assert call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--out", "z.json")[0] == 0
     assert m["zero_shot"] == json.loads((world / "z.json").read_text())["metrics"]["top1"]
     again, _ = shoot(call, "--data", "tiny", "--model", "toy-ViT", "--shots", "1", "--seeds", "1", "--seed", "2")
@@ -186,5 +201,8 @@ def test_captions_chosen_with_labels_are_not_called_zero_shot(world, call):
     args = ("--data", "tiny", "--model", "toy-RN")
     assert call(prompts.main, *args, "--templates", "t.json", "--out", "best.json")[0] == 0
     record, out = shoot(call, *args, "--shots", "1", "--prompts", "best.json")
-    assert "zero_shot" not in record["metrics"] and "zero-shot" not in out and record["labels_used"] == 32
+    assert "zero_shot" not in record["metrics"] and "not zero-shot" in out and record["labels_used"] == 32
+    assert "note: the captions were chosen with 32 labelled images" in out
+    code, _, err = call(few_shot.main, "--data", "tiny", "--model", "toy-imagenet", "--prompts", "a {}.")
+    assert code == 2 and "--prompts" in err and err.count("\n") == 1
     assert record["metrics"]["chosen_prompts"] == json.loads((world / "best.json").read_text())["metrics"]["test"]["ensemble"]
