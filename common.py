@@ -777,7 +777,9 @@ def read_template_file(path):
         fail(f"prompts {path}: not a text file: {why(error)}")
     labels_used = 0
     if isinstance(found, dict) and found.get("script") == "prompts":
-        found, labels_used = found.get("metrics", {}).get("ensemble"), found.get("labels_used", 0)
+        labels_used = found.get("labels_used", 0)
+        print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {found.get('data', {}).get('name')}: not zero-shot")
+        found = found.get("metrics", {}).get("ensemble")
     if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
         fail(f"prompts {path}: empty, or neither a list of templates nor the result of prompts.py")
     return found, labels_used

@@ -192,9 +192,7 @@ def main():
         m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes)
         print(f"{'zero-shot' if not chosen_with else 'chosen prompts':14}{m['top1']:12.3f}", end="   ")
         print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images", end=", ")
-        print("no label used" if not chosen_with else "not zero-shot")
-        if chosen_with:
-            print(f"note: the captions were chosen with {counted(chosen_with, 'labelled image')}, on which tip and text-init rest too")
+        print("no label used" if not chosen_with else "its labels are in tip and text-init too")
         # captions chosen with labels give no zero-shot number
         metrics |= {
             ("chosen_prompts" if chosen_with else "zero_shot") + key.removeprefix("top1"): v for key, v in m.items() if "top1" in key

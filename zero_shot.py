@@ -102,8 +102,6 @@ def main():
     print_setup(data, model, {args.split: images})
     more = " ..." if len(args.prompts) > 1 else ""
     print(f"{counted(len(args.prompts), 'prompt')}: {args.prompts[0].replace('{type}', data.type)}{more}")
-    if labels_used:
-        print(f"chosen with {counted(labels_used, 'labelled image')}: this is not zero-shot")
     print_metrics(m)
     if args.grid:
         pick = np.random.default_rng(args.seed).permutation(len(labels))[:16]

@@ -202,7 +202,7 @@ def test_captions_chosen_with_labels_are_not_called_zero_shot(world, call):
     assert call(prompts.main, *args, "--templates", "t.json", "--out", "best.json")[0] == 0
     record, out = shoot(call, *args, "--shots", "1", "--prompts", "best.json")
     assert "zero_shot" not in record["metrics"] and "not zero-shot" in out and record["labels_used"] == 32
-    assert "note: the captions were chosen with 32 labelled images" in out
+    assert "best.json: chosen with 32 labelled images of tiny" in out and "its labels are in tip and text-init too" in out
     code, _, err = call(few_shot.main, "--data", "tiny", "--model", "toy-imagenet", "--prompts", "a {}.")
     assert code == 2 and "--prompts" in err and err.count("\n") == 1
     assert record["metrics"]["chosen_prompts"] == json.loads((world / "best.json").read_text())["metrics"]["test"]["ensemble"]

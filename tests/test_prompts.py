@@ -120,7 +120,7 @@ def test_zero_shot_reads_what_was_chosen_and_does_not_call_it_zero_shot(own, cal
     record, _ = choose(call)
     code, out, _ = call(zero_shot.main, "--data", "./fruits", "--model", "toy-RN", "--prompts", "best.json", "--out", "z.json")
     result = json.loads((own / "z.json").read_text())
-    assert code == 0 and "chosen with 32 labelled images: this is not zero-shot" in out
+    assert code == 0 and "best.json: chosen with 32 labelled images of fruits: not zero-shot" in out
     assert result["labels_used"] == 32 and result["args"]["prompts"] == record["metrics"]["ensemble"]
     assert result["metrics"]["top1"] == record["metrics"]["test"]["ensemble"]
     (own / "broken.json").write_text('{"script": "prompts"}')
