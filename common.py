@@ -442,6 +442,11 @@ class Model:
     features: str = "penultimate"  # or "projected" into CLIP's space of captions
 
     @property
+    def batch(self):
+        """Images at a time unless told otherwise: fewer where a CPU would fetch the activations of large ones from memory."""
+        return 32 if self.device.type == "cpu" and self.size > 64 else 256
+
+    @property
     def logit_scale(self):
         return self.net.logit_scale.exp().item() if self.net else None
 
@@ -696,11 +701,7 @@ CHUNK = 2048  # images per cache file: what an interrupted run loses at most
 
 
 def features(model, images, batch=None):
-    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was.
-
-    `batch` images at a time; of its own accord 256, or 32 where a CPU would else fetch its activations from memory.
-    """
-    batch = batch or (32 if model.device.type == "cpu" and model.size > 64 else 256)
+    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was."""
     pipeline = [model.name, model.sha256, model.act, model.features, model.size, model.mean, model.std, str(model.dtype), model.device.type]
     key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
     folder = Path(f"cache/features/{images.name}-{re.sub('[/@]', '-', model.name)}-{key}")
@@ -710,7 +711,7 @@ def features(model, images, batch=None):
         path = folder / f"{start:07d}.npy"
         if not path.exists():
             encoded = []
-            for x in images.batches(batch, start, start + CHUNK):
+            for x in images.batches(batch or model.batch, start, start + CHUNK):
                 encoded.append(model.encode_image(x))
                 bar.update(len(x))
             with atomic(path) as temporary, open(temporary, "wb") as file:

@@ -131,13 +131,13 @@ def main():
     if "val" in images:
         runs = [(z["train"], y["train"], z["val"], y["val"])]
     else:
-        held = blocked_split(images["train"].labels, HELD_OUT, args.seed).sum()
-        if not held:
+        masks = [blocked_split(images["train"].labels, HELD_OUT, args.seed)]
+        if not masks[0].any():
             fail(f"--data {args.data}: one training image a class, none can be held out to choose by; few_shot.py needs none")
-        runs = []
-        for i in range(min(MOST, max(1, ENOUGH // held))):
-            held = torch.from_numpy(blocked_split(images["train"].labels, HELD_OUT, args.seed + i)).to(model.device)
-            runs.append((z["train"][~held], y["train"][~held], z["train"][held], y["train"][held]))
+        for i in range(1, min(MOST, ENOUGH // masks[0].sum())):
+            masks.append(blocked_split(images["train"].labels, HELD_OUT, args.seed + i))
+        masks = [torch.from_numpy(held).to(model.device) for held in masks]
+        runs = [(z["train"][~held], y["train"][~held], z["train"][held], y["train"][held]) for held in masks]
     fits = sweep(runs, len(data.classes), progress(PENALTIES, "penalties", "fit"))
     best = max(f["val"] for f in fits)
     chosen, *tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
@@ -148,8 +148,8 @@ def main():
     means = F.normalize(x["test"], dim=1) @ class_means(x["train"], y["train"], len(data.classes)).T
     labels = images["test"].labels
     m = evaluate(logits, labels, data.classes)
-    thumbnails = {s: torch.from_numpy(i.thumbnails[i.rows]).to(model.device) for s, i in images.items()}
-    copies = near_copies(thumbnails["test"], thumbnails["train"]).cpu()
+    thumbnails = (torch.from_numpy(images[s].thumbnails[images[s].rows]).to(model.device) for s in ("test", "train"))
+    copies = near_copies(*thumbnails).cpu()
     right = (logits.argmax(1) == labels)[~copies]
     metrics = {
         "train": accuracy(x["train"], y["train"], weight, bias),

@@ -85,7 +85,7 @@ def main():
         model = load_model(args.model or default_model(""), args.device, args.weights, args.precision, args.act)
         z = embed_captions(model, args.labels)
         pictures = read_pictures(args.images, model.size)
-        x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch or 32)]).cpu()
+        x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch or model.batch)]).cpu()
         return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
 
     # what can be mistyped first, what may be downloaded afterwards
