@@ -23,7 +23,8 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -321,6 +322,11 @@ class Images:
         for rows in torch.from_numpy(self.rows[start:stop]).split(size):
             yield torch.from_numpy(self.pixels[rows.numpy()]).permute(0, 3, 1, 2)
 
+    def take(self, mask):
+        """The images where the boolean mask (N,) is true."""
+        paths = [path for path, taken in zip(self.paths, mask) if taken]
+        return replace(self, rows=self.rows[mask], labels=self.labels[torch.from_numpy(mask)], paths=paths)
+
 
 def native_size(data, files):
     """The side S if every image is S x S, else 0. Reads headers only; unreadable files do not count."""
@@ -440,6 +446,15 @@ class Model:
     dtype: torch.dtype  # autocast to this; float32 means none
     act: str = ""
     features: str = "penultimate"  # or "projected" into CLIP's space of captions
+    projection: dict = field(default_factory=dict)  # what "penultimate" took out of `visual`
+
+    def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
+        self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
+
+    def state_dict(self):
+        """Tensors that `weights` of load_model takes: the whole CLIP, or an ImageNet network without its last layer."""
+        state = self.net.state_dict() if self.net else self.visual.state_dict()
+        return state | {f"visual.{name}": tensor for name, tensor in self.projection.items()}
 
     @property
     def batch(self):
@@ -453,15 +468,18 @@ class Model:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def normalise(self, x):
+        """Values 0..255 (B, 3, size, size) on the device -> what `visual` takes."""
+        x = (x / 255).sub_(self.shift).div_(self.scale)  # in place, because fresh memory is slower than arithmetic
+        return x.contiguous(memory_format=torch.channels_last)
+
     def inputs(self, x):
         """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: upsampled to `size`, scaled, normalised."""
         if self.device.type == "cuda":  # fewer bytes to move; elsewhere the CPU has the better kernel
             x = x.to(self.device, non_blocking=True)
         if x.shape[-1] != self.size:
             x = upsample(x, self.size)
-        x = x.to(self.device)
-        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return ((x.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        return self.normalise(x.to(self.device))
 
     @torch.inference_mode()
     def encode_image(self, x):
@@ -594,6 +612,17 @@ def read_state_dict(path, sha256):
         fail(f"--weights {path}: not a readable file of tensors ({type(error).__name__}): cut off, or it holds more than tensors")
 
 
+def read_metadata(path):
+    """The strings that --save wrote into a .safetensors beside its tensors; {} where there are none."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        fail(f"{path}: cannot be read as safetensors: {why(error)}")
+
+
 def load_model(name, device="auto", weights=None, precision="auto", act=None, features=None):
     """Load a frozen `Model` by name: CLIP, torchvision classification, or toy.
 
@@ -613,8 +642,9 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     device, dtype = pick_device(device, precision)
     path = weights_file(name, weights)
     sha256 = file_sha256(path)
-    state = read_state_dict(path, sha256)
-    net = None
+    state = {key: tensor for key, tensor in read_state_dict(path, sha256).items() if not key.startswith("head.")}
+    act = act or read_metadata(path).get("act")  # of a file that finetune.py saved
+    net, projection = None, {}
     if is_clip:
         if weights and name in CLIP and sha256 not in OPENAI and act is None:
             fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
@@ -626,7 +656,7 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
             fail(f"--weights {path}: not the network of {name}")
         visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
         if features == "penultimate":
-            width = unproject(visual)
+            width, projection = unproject(visual)
         mean, std = CLIP_NORMALISE.mean, CLIP_NORMALISE.std
     else:
         try:
@@ -638,19 +668,19 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     visual.to(memory_format=torch.channels_last)
-    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features)
+    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features, projection)
 
 
 def unproject(visual):
-    """Take the last projection out of CLIP's visual tower; returns the width of what is left."""
+    """Take the last projection out of CLIP's visual tower; returns the width of what is left, and what was taken."""
     if not isinstance(visual, ModifiedResNet):
-        visual.proj = None
-        return visual.transformer.width
-    last = visual.attnpool.c_proj
-    visual.attnpool.c_proj = nn.Linear(last.in_features, last.in_features)  # attention needs one: the identity
-    nn.init.eye_(visual.attnpool.c_proj.weight)
-    nn.init.zeros_(visual.attnpool.c_proj.bias)
-    return last.in_features
+        taken, visual.proj = {"proj": visual.proj.detach()}, None
+        return visual.transformer.width, taken
+    last, pool = visual.attnpool.c_proj, visual.attnpool
+    pool.c_proj = nn.Identity()  # attention reads a weight and a bias of it, which no training may change
+    pool.c_proj.register_buffer("weight", torch.eye(last.in_features))
+    pool.c_proj.register_buffer("bias", torch.zeros(last.in_features))
+    return last.in_features, {f"attnpool.c_proj.{name}": tensor for name, tensor in last.state_dict().items()}
 
 
 def clip_network(state, path, shape):
@@ -687,11 +717,14 @@ def imagenet_network(name, state):
     if name in ("inception_v3", "googlenet"):  # their weights expect another normalisation, which this flag computes
         options = {"transform_input": True, "init_weights": False}
     net = torchvision.models.get_model(name, weights=None, **options)
-    net.load_state_dict(state)
     # the last 1000-way layer goes; what is left ends in pooling and flattening, so features are (B, width)
     layer, last = [(n, m) for n, m in net.named_modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 1000][-1]
     parent, _, leaf = layer.rpartition(".")
+    if any(key.startswith(f"{layer}.") for key in state):
+        net.load_state_dict(state)
     setattr(net.get_submodule(parent), leaf, nn.Identity())
+    if not any(key.startswith(f"{layer}.") for key in state):  # a file that finetune.py saved
+        net.load_state_dict(state)
     return net, size, getattr(last, "in_features", None) or last.in_channels, tuple(transform.mean), tuple(transform.std)
 
 
@@ -784,6 +817,136 @@ def read_template_file(path):
     if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
         fail(f"prompts {path}: empty, or neither a list of templates nor the result of prompts.py")
     return found, labels_used
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+WARMUP = 0.1  # the share of all steps in which the learning rate rises
+NORM = 1.0  # longer gradients are cut to this length
+
+
+def snapshot(net):
+    """Copies on the CPU of what training changes in `net`: trainable parameters, and buffers. net.load_state_dict(_, strict=False)
+    puts them back."""
+    tensors = [*((name, p) for name, p in net.named_parameters() if p.requires_grad), *net.named_buffers()]
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
+
+
+def read_checkpoint(path, about):
+    """What `fit` wrote, or None where there is nothing; fails where it belongs to another run."""
+    if not path or not Path(path).exists():
+        return None
+    try:
+        saved = torch.load(path, weights_only=True)
+        there = saved["about"]
+    except Exception as error:
+        fail(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it, or begin anew with --restart")
+    if other := [f"{key} {there.get(key)} there, {about.get(key)} here" for key in {**there, **about} if there.get(key) != about.get(key)]:
+        fail(f"{path}: checkpoint of another run: {some(other, 3)}; finish that one, or begin anew with --restart")
+    return saved
+
+
+def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, seed=0, checkpoint=None, about=None, what="training"):
+    """Train the parameters of `groups`, which are AdamW's: autocast, warm-up and cosine, clipped gradients; and never lose a run.
+
+    load(rows, epoch) -> tensors of a batch of the `count` images, called one batch ahead in a thread of its own, without
+    randomness but of (seed, epoch, row); step(batch) -> (loss, score), scalars on the device, with `batch` there too;
+    validate() -> a score, the higher the better, once before and twice an epoch. Between them nothing waits for the device.
+
+    Each validation after the first ends with a checkpoint, which holds all that is needed to go on as if nothing had
+    happened, and `about`, a dict of all that the numbers depend on: a checkpoint of another one is refused. A loss or a weight
+    that is not finite ends the program, the last good checkpoint kept.
+
+    Returns (history, best, seconds a step): `best` is the snapshot with the highest score, of equals the earliest; `train` of the
+    history is the mean score of the training batches since the row before.
+    """
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    parameters = [p for group in groups for p in group["params"]]
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    per_epoch = -(-count // batch)
+    steps = epochs * per_epoch
+    position, spent, busy = 0, 0.0, 0.0
+    if saved := read_checkpoint(checkpoint, about):
+        net.load_state_dict(saved["state"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        position, spent, busy, history, best = (saved[key] for key in ("position", "spent", "busy", "history", "best"))
+        torch.set_rng_state(saved["random"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_cuda"], device)
+        print(f"goes on from {checkpoint}, step {position:,} of {steps:,}")
+    else:
+        net.eval()
+        history = [{"epoch": 0.0, "step": 0, "train": None, "val": validate(), "loss": None, "lr": 0.0, "seconds": 0.0}]
+        best = snapshot(net)
+    started = time.time()
+
+    @lru_cache(1)
+    def order(epoch):  # batches of nearly equal size, so that none is left out and none is tiny
+        return np.array_split(np.random.default_rng([seed, epoch]).permutation(count), per_epoch)
+
+    def fetch(position):
+        tensors = load(order(position // per_epoch)[position % per_epoch], position // per_epoch)
+        return [t.pin_memory() if device.type == "cuda" else t for t in tensors]
+
+    bar = progress(None, what, "step", steps)
+    bar.update(position)
+    with bar, ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(fetch, position) if position < steps else None
+        total, since, begun = torch.zeros(2, device=device), 0, time.time()
+        net.train()
+        while position < steps:
+            tensors = [t.to(device, non_blocking=True) for t in ahead.result()]
+            ahead = pool.submit(fetch, position + 1) if position + 1 < steps else None
+            done = (position + 0.5) / steps
+            share = done / WARMUP if done < WARMUP else (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))) / 2
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak * share
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss, score = step(tensors)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, NORM)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            total += torch.stack([loss.detach(), score])
+            position, since = position + 1, since + 1
+            bar.update()
+            halfway = position % per_epoch in (0, per_epoch // 2)
+            if not halfway and (device.type != "cpu" or total[0].isfinite()):  # on a CPU it costs nothing to look
+                continue
+
+            mean_loss, mean_score = (total / since).tolist()
+            busy += time.time() - begun
+            state = snapshot(net)
+            if not (math.isfinite(mean_loss) and all(t.isfinite().all() for t in state.values())):
+                kept = f"; {checkpoint} keeps step {history[-1]['step']:,}" if checkpoint and len(history) > 1 else ""
+                fail(f"training: the loss or a weight is no longer finite at step {position:,}{kept}; try a smaller --lr, with --restart")
+            net.eval()
+            val = validate()
+            if val > max(row["val"] for row in history):
+                best = state
+            row = {"epoch": position / per_epoch, "step": position, "train": mean_score, "val": val, "loss": mean_loss}
+            history.append(row | {"lr": peaks[0] * share, "seconds": spent + time.time() - started})
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, val {val:.3f}")
+            if checkpoint:
+                saved = {"about": about, "position": position, "state": state, "best": best, "history": history}
+                saved |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": torch.get_rng_state()}
+                saved |= {"spent": history[-1]["seconds"], "busy": busy}
+                if device.type == "cuda":
+                    saved["random_cuda"] = torch.cuda.get_rng_state(device)
+                with atomic(checkpoint) as temporary:
+                    try:
+                        torch.save(saved, temporary)
+                    except RuntimeError as error:  # torch's word for a full disk
+                        raise OSError("the disk may be full") from error
+            total, since, begun = torch.zeros(2, device=device), 0, time.time()
+            net.train()
+    net.eval()
+    return history, best, busy / steps
 
 
 # ---- metrics ------------------------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from common import (
+    HOLDOUT,
     add_flags,
     atomic,
     blocked_split,
     counted,
     default_model,
+    digest,
     evaluate,
     every_class,
     fail,
@@ -40,7 +42,6 @@ from common import (
 )
 
 PENALTIES = [10 ** (e / 2) for e in range(2, -13, -1)]  # 10 to 1e-6 in half decades, for features of unit variance
-HELD_OUT = 0.2  # the share of each class that chooses, where there is no val split
 ENOUGH, MOST = 1000, 5  # held-out images that choose well; with fewer, up to 5 runs of others, because few choose at random
 COPY = 0.95  # cosine of thumbnails from which two images count as near-copies
 FEW = 30  # images below which an accuracy says nothing
@@ -131,18 +132,21 @@ def main():
     if "val" in images:
         runs = [(z["train"], y["train"], z["val"], y["val"])]
     else:
-        masks = [blocked_split(images["train"].labels, HELD_OUT, args.seed)]
+        masks = [blocked_split(images["train"].labels, HOLDOUT, args.seed)]
         if not masks[0].any():
             fail(f"--data {args.data}: one training image a class, none can be held out to choose by; few_shot.py needs none")
         for i in range(1, min(MOST, ENOUGH // masks[0].sum())):
-            masks.append(blocked_split(images["train"].labels, HELD_OUT, args.seed + i))
+            masks.append(blocked_split(images["train"].labels, HOLDOUT, args.seed + i))
         masks = [torch.from_numpy(held).to(model.device) for held in masks]
         runs = [(z["train"][~held], y["train"][~held], z["train"][held], y["train"][held]) for held in masks]
     fits = sweep(runs, len(data.classes), progress(PENALTIES, "penalties", "fit"))
     best = max(f["val"] for f in fits)
     chosen, *tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
-    weight, bias = logistic_regression(z["train"], y["train"], chosen["l2"], *chosen["head"])
-    weight, bias = weight / scale, bias - weight @ mean / scale  # now for features as they come from the encoder
+    heads = {"head": logistic_regression(z["train"], y["train"], chosen["l2"], *chosen["head"])}
+    if "val" not in images:  # for those who train on and validate on the first run, which this one has not seen
+        heads["held_out"] = chosen["head"]
+    heads = {name: (w / scale, b - w @ mean / scale) for name, (w, b) in heads.items()}  # for features as the encoder gives them
+    weight, bias = heads["head"]
 
     logits = torch.addmm(bias, x["test"], weight.T).cpu()
     means = F.normalize(x["test"], dim=1) @ class_means(x["train"], y["train"], len(data.classes)).T
@@ -183,9 +187,11 @@ def main():
         write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)
     if args.save:
         about = {"model": model.name, "sha256": model.sha256, "features": model.features, "type": data.type}
+        about["validation"] = digest(images["val"].paths if "val" in images else images["train"].take(masks[0].cpu().numpy()).paths)
         about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
+        tensors = {f"{name}.{part}": t.cpu() for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
         with atomic(args.save) as temporary:
-            save_file({"weight": weight.cpu(), "bias": bias.cpu()}, temporary, about)
+            save_file(tensors, temporary, about)
         print(f"saved {args.save}")
 
 

@@ -80,3 +80,20 @@ def test_selected_prompts_cost_nothing_and_are_no_zero_shot(model):
     test = record["metrics"]["test"]
     assert test["default"] == result(f"zero_shot/toy/{model}.json")["metrics"]["top1"]
     assert test["ensemble"] >= test["default"] - 0.02 and record["labels_used"] == 1440
+
+
+@pytest.mark.parametrize("model, method", [(m, k) for m in CLIPS for k in ("ml", "cs")] + [("toy-imagenet", "ml")])
+def test_fine_tuning_beats_its_start_and_the_probe(model, method):
+    """Its start: zero-shot for cs, and for ml a probe that has not seen the images that validate."""
+    record = result(f"finetune/toy/{model}-{method}.json")
+    m, probe = record["metrics"], result(f"linear_probe/toy/{model}.json")["metrics"]
+    assert m["gain"]["ci95"][0] > 0 and m["test"] == pytest.approx(m["before"] + m["gain"]["mean"])
+    assert record["labels_used"] == 1440 and record["data"]["counts"] == {"train": 1152, "val": 288, "test": 480}
+    if method == "cs":
+        assert m["before"] == result(f"zero_shot/toy/{model}.json")["metrics"]["top1"]
+    else:
+        assert m["test"] > probe["test"] > m["before"] - 0.02
+    saved = np.load(RESULTS / f"finetune/toy/{model}-{method}.npz")
+    assert np.mean(saved["true"] == saved["predicted"]) == pytest.approx(m["test"])
+    rows = [row for row in record["history"] if "epoch" in row]
+    assert m["val"] == max(row["val"] for row in rows) > rows[0]["val"] and len(rows) == 33

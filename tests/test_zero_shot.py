@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
 import few_shot
+import finetune
 import linear_probe
 import prompts
 import toy
@@ -210,6 +211,11 @@ SCRIPTS = {  # the flags of each, and a word of what it prints
     prompts: ("data model weights act templates type classnames seed device precision batch out", "test: default"),
     linear_probe: ("data model weights act prompts type classnames seed device precision batch out features save", "penalty"),
     few_shot: ("data model weights act prompts type classnames seed device precision batch out shots seeds", "text-init"),
+    finetune: (
+        "data model weights act prompts type classnames seed device precision out method head freeze epochs batch lr head-lr decay "
+        "train-bn no-augment seeds save restart profile load predict",
+        "WiSE-FT",
+    ),
 }
 
 
@@ -219,7 +225,7 @@ def test_help_needs_nothing(script, tmp_path, monkeypatch, call):
     code, out, _ = call(script.main, "--help")
     assert code == 0 and not list(tmp_path.iterdir())
     assert [flag for flag in SCRIPTS[script][0].split() if f"--{flag}" not in out] == []
-    assert "(toy)" in out and "(256;" in out and "None" not in out
+    assert "(toy)" in out and ("(256;" in out or "(32)" in out) and "None" not in out
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -231,6 +237,7 @@ def test_copied_alone_it_runs(script, world, tmp_path, call, monkeypatch):
     for file in (name, "common.py"):
         shutil.copy(ROOT / file, alone)
     args = ("--data", world / "data" / "tiny", "--model", "toy-ViT", "--weights", world / "weights" / "toy-ViT.pt")
+    args += ("--batch", 8) if script is finetune else ()  # tiny has 24 images to train on
     done = run(name, *args, cwd=alone, script_folder=alone)
     assert done.returncode == 0 and SCRIPTS[script][1] in done.stdout and not done.stderr
     monkeypatch.chdir(alone)
@@ -239,7 +246,7 @@ def test_copied_alone_it_runs(script, world, tmp_path, call, monkeypatch):
     assert code == 2 and "toy.py" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", [prompts, linear_probe, few_shot])
+@pytest.mark.parametrize("script", [prompts, linear_probe, few_shot, finetune])
 @pytest.mark.parametrize("args, word", [(("--data", "tyo"), "tyo"), (("--data", "tiny", "--classnames", "none.json"), "none.json")])
 def test_bad_input_is_one_line_everywhere(script, args, word, world, call):
     code, _, err = call(script.main, *args)
