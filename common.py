@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 import zipfile
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -447,6 +448,7 @@ class Model:
     act: str = ""
     features: str = "penultimate"  # or "projected" into CLIP's space of captions
     projection: dict = field(default_factory=dict)  # what "penultimate" took out of `visual`
+    labels_used: int = 0  # labelled images that finetune.py trained it with
 
     def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
         self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
@@ -643,7 +645,8 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     path = weights_file(name, weights)
     sha256 = file_sha256(path)
     state = {key: tensor for key, tensor in read_state_dict(path, sha256).items() if not key.startswith("head.")}
-    act = act or read_metadata(path).get("act")  # of a file that finetune.py saved
+    about = read_metadata(path)  # of a file that finetune.py saved
+    act, labels_used = act or about.get("act"), int(about.get("labels_used", 0))
     net, projection = None, {}
     if is_clip:
         if weights and name in CLIP and sha256 not in OPENAI and act is None:
@@ -661,14 +664,14 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     else:
         try:
             visual, size, width, mean, std = imagenet_network(name, state)
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             fail(f"--weights {path}: not the weights of {name}: {why(error)}")
     # eval mode, because the batch-norm statistics of a "frozen" backbone drift otherwise
     for module in (net, visual):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     visual.to(memory_format=torch.channels_last)
-    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features, projection)
+    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features, projection, labels_used)
 
 
 def unproject(visual):
@@ -720,10 +723,13 @@ def imagenet_network(name, state):
     # the last 1000-way layer goes; what is left ends in pooling and flattening, so features are (B, width)
     layer, last = [(n, m) for n, m in net.named_modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 1000][-1]
     parent, _, leaf = layer.rpartition(".")
-    if any(key.startswith(f"{layer}.") for key in state):
+    state = OrderedDict((re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key), t) for key, t in state.items())
+    state._metadata = net.state_dict()._metadata  # mnasnet asks for its version
+    whole = f"{layer}.weight" in state  # a file that finetune.py saved has no last layer
+    if whole:
         net.load_state_dict(state)
     setattr(net.get_submodule(parent), leaf, nn.Identity())
-    if not any(key.startswith(f"{layer}.") for key in state):  # a file that finetune.py saved
+    if not whole:
         net.load_state_dict(state)
     return net, size, getattr(last, "in_features", None) or last.in_channels, tuple(transform.mean), tuple(transform.std)
 
@@ -837,7 +843,7 @@ def read_checkpoint(path, about):
     if not path or not Path(path).exists():
         return None
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         there = saved["about"]
     except Exception as error:
         fail(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it, or begin anew with --restart")
@@ -861,6 +867,9 @@ def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, 
     history is the mean score of the training batches since the row before.
     """
     torch.manual_seed(seed)
+    if checkpoint:  # what a kill while writing has left
+        for stale in Path(checkpoint).parent.glob(f".*-{Path(checkpoint).name}"):
+            stale.unlink()
     optimizer = torch.optim.AdamW(groups, fused=True)
     parameters = [p for group in groups for p in group["params"]]
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -942,7 +951,7 @@ def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, 
                     try:
                         torch.save(saved, temporary)
                     except RuntimeError as error:  # torch's word for a full disk
-                        raise OSError("the disk may be full") from error
+                        raise OSError(f"the disk may be full: {why(error)}") from error
             total, since, begun = torch.zeros(2, device=device), 0, time.time()
             net.train()
     net.eval()
@@ -1002,6 +1011,9 @@ def print_setup(data, model, images):
     print(f"{data.name}: {counts} images, {counted(len(data.classes), 'class')}{more}")
     print(f"{model.name}: {model.size} px, {model.features} features, {model.width} wide, weights {model.sha256[:8]}", end=", ")
     print(model.device, str(model.dtype).removeprefix("torch."))
+    if model.labels_used:
+        used = counted(model.labels_used, "labelled image")
+        print(f"note: weights of finetune.py, trained with {used}: on such images no number is zero-shot")
 
 
 def print_metrics(m):
@@ -1091,7 +1103,7 @@ def write_result(out, args, data, model, images, metrics, started, logits=None, 
         "args": vars(args),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
         "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.features},
-        "labels_used": labels_used,
+        "labels_used": max(labels_used, model.labels_used),
         "metrics": metrics,
         **({"history": history} if history else {}),
         "environment": {

@@ -116,7 +116,7 @@ def main():
     model = load_model(args.model, args.device, args.weights, args.precision, args.act, args.features)
     if given and not (model.encode_text and args.save):
         fail("--prompts only go into the --save file of a CLIP model, for those who start from it; the probe needs none")
-    images = {split: load_images(data, split, model.size) for split in ("train", "val", "test") if data.splits.get(split)}
+    images = {split: load_images(data, split, model.size) for split in ("train", "val", "test") if split != "val" or data.splits.get(split)}
     every_class(images["train"], data)
     x, y = {}, {}
     for split in images:
@@ -187,7 +187,11 @@ def main():
         write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)
     if args.save:
         about = {"model": model.name, "sha256": model.sha256, "features": model.features, "type": data.type}
-        about["validation"] = digest(images["val"].paths if "val" in images else images["train"].take(masks[0].cpu().numpy()).paths)
+        paths = {split: i.paths for split, i in images.items()}
+        if "val" not in images:
+            held = masks[0].cpu().numpy()
+            paths |= {"train": images["train"].take(~held).paths, "val": images["train"].take(held).paths}
+        about |= {"act": model.act, "split": digest([paths[split] for split in ("train", "val", "test")])}
         about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
         tensors = {f"{name}.{part}": t.cpu() for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
         with atomic(args.save) as temporary:

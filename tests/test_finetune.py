@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -90,8 +91,7 @@ def test_one_warp_is_the_three_after_each_other(picture):
     x = seen(picture, finetune.flips(np.array([-1.0])))
     x = seen(x, finetune.rotations(np.array([(2 * u[row, 1] - 1) * 20])))
     x = seen(x, finetune.perspectives((finetune.CORNERS * (1 - reach))[None]))
-    inside = seen(torch.full_like(picture, 255) * 0 + 1, np.eye(3)[None]) > 0  # everything; the border is compared by its mean
-    difference = (seen(picture, matrices[row : row + 1]) - x)[inside].abs()
+    difference = (seen(picture, matrices[row : row + 1]) - x).abs()  # sampled three times it is softer, most at its edges
     assert difference.median() < 3 and difference.mean() < 8
 
 
@@ -316,6 +316,13 @@ def test_temperature_is_capped_at_that_of_clip():
     assert scale.grad != 0  # and can come down again
 
 
+def test_saved_temperature_is_within_the_cap(world, call):
+    state = torch.load("weights/toy-RN.pt") | {"logit_scale": torch.tensor(4.7)}
+    torch.save(state, "hot.pt")
+    tune(call, "--model", "toy-RN", "--weights", "hot.pt", "--method", "cs", "--head-lr", 0.5, "--save", "cs.safetensors")
+    assert load_file("cs.safetensors")["logit_scale"] <= math.log(100)
+
+
 def test_interpolation_is_exact_at_its_ends():
     a, b = {"w": torch.randn(50), "n": torch.tensor(1)}, {"w": torch.randn(50), "n": torch.tensor(9)}
     assert torch.equal(finetune.interpolate(a, b, 0.0)["w"], a["w"]) and torch.equal(finetune.interpolate(a, b, 1.0)["w"], b["w"])
@@ -367,7 +374,7 @@ def test_cs_learns_and_its_checkpoint_is_an_ordinary_one(world, call):
     r = record("cs.json")
     assert r["history"][3]["loss"] < r["history"][1]["loss"] and "before" in out and "WiSE-FT" in out
     assert call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--weights", "cs.safetensors", "--out", "z.json")[0] == 0
-    assert record("z.json")["metrics"]["top1"] == r["metrics"]["test"]
+    assert record("z.json")["metrics"]["top1"] == r["metrics"]["test"] and record("z.json")["labels_used"] == 32
     assert (np.load("z.npz")["predicted"] == np.load("cs.npz")["predicted"]).all()
     state, old = load_file("cs.safetensors"), torch.load("weights/toy-ViT.pt")
     net = clip.model.build_model(dict(state))
@@ -436,7 +443,7 @@ def test_frozen_and_unaugmented_it_reaches_the_probe(model, world, call):
     assert ours["val"] == ours["test"] >= theirs["test"] - 1 / 32 and ours["before"] < theirs["test"] - 0.2
 
 
-@pytest.mark.parametrize("model", ["toy-RN", "toy-ViT", "toy-imagenet"])
+@pytest.mark.parametrize("model", ["toy-ViT", "toy-imagenet"])
 def test_a_probe_is_a_start_that_has_not_seen_what_validates(model, world, call):
     assert call(linear_probe.main, "--data", "tiny", "--model", model, "--save", "head.safetensors", "--out", "p.json")[0] == 0
     tune(call, "--model", model, "--head", "head.safetensors", "--lr", 1e-4, "--out", "r.json", "--save", "ml.safetensors")
@@ -457,7 +464,7 @@ def test_a_probe_is_a_start_that_has_not_seen_what_validates(model, world, call)
     assert logits[0] != logits[1]
     top = [line[1:] for line in logits[1]][::4]
     assert np.mean([" ".join(t) == f.parent.name for t, f in zip(top, files)]) == pytest.approx(still["metrics"]["before"])
-    for args, word in ((("--seed", 1), "validation"), (("--weights", "w.pt"), "sha256")):
+    for args, word in ((("--seed", 1), "--seed"), (("--weights", "w.pt"), "weights"), (("--model", "toy-RN"), "of --model toy-RN")):
         torch.save(toy_weights(model, 3), "w.pt")
         code, _, err = call(finetune.main, "--data", "tiny", "--model", model, "--batch", 8, "--head", "head.safetensors", *args)
         assert code == 2 and word in err and err.count("\n") == 1
@@ -507,6 +514,15 @@ def test_killed_it_goes_on_to_the_same_bits(world, call):
     }
     a, b = load_file("cut.safetensors"), load_file("whole.safetensors")
     assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_a_checkpoint_of_a_later_seed_is_refused_before_the_first_trains(world, call):
+    torch.save({"about": {"--lr": 3.0}}, "r.1.ckpt")
+    args = ("--data", "tiny", "--model", "toy-RN", "--batch", 8, "--seeds", 2, "--epochs", 1, "--out", "r.json")
+    code, out, err = call(finetune.main, *args)
+    assert code == 2 and "r.1.ckpt" in err and "--lr 3.0 there" in err and err.count("\n") == 1
+    assert (world / "r.1.ckpt").exists() and not (world / "r.0.ckpt").exists()
+    assert call(finetune.main, *args, "--restart")[0] == 0 and not list(world.glob("*.ckpt"))
 
 
 def test_full_disk_while_checkpointing_loses_nothing(world, call):
@@ -576,5 +592,6 @@ def test_a_class_without_images_and_one_image_a_class(world, call):
 
 def test_profile_compares_with_a_bare_step(world, call):
     out = tune(call, "--model", "toy-RN", "--profile")
-    ours, bare, ratio = (float(out.splitlines()[-1].split(word)[1].split()[0].strip(",")) for word in ("profile: ", " a step, ", "ratio "))
+    found = re.search(r"profile: ([\d.]+) s a step of 8 images, ([\d.]+) s bare, ratio ([\d.]+) ", out)
+    ours, bare, ratio = map(float, found.groups())
     assert ours > 0 and bare > 0 and ratio == pytest.approx(ours / bare, rel=0.05)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -228,22 +229,40 @@ def test_help_needs_nothing(script, tmp_path, monkeypatch, call):
     assert "(toy)" in out and ("(256;" in out or "(32)" in out) and "None" not in out
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_copied_alone_it_runs(script, world, tmp_path, call, monkeypatch):
-    """A script and common.py in an empty folder are enough."""
+def test_copied_alone_they_run(world, tmp_path):
+    """A script and common.py in an empty folder are enough; all in one process, because imports take seconds."""
     alone = tmp_path / "alone"
     alone.mkdir()
-    name = f"{script.__name__}.py"
-    for file in (name, "common.py"):
-        shutil.copy(ROOT / file, alone)
-    args = ("--data", world / "data" / "tiny", "--model", "toy-ViT", "--weights", world / "weights" / "toy-ViT.pt")
-    args += ("--batch", 8) if script is finetune else ()  # tiny has 24 images to train on
-    done = run(name, *args, cwd=alone, script_folder=alone)
-    assert done.returncode == 0 and SCRIPTS[script][1] in done.stdout and not done.stderr
-    monkeypatch.chdir(alone)
-    monkeypatch.setattr("common.__file__", str(alone / "common.py"))
-    code, _, err = call(script.main)
-    assert code == 2 and "toy.py" in err and err.count("\n") == 1
+    shutil.copy(ROOT / "common.py", alone)
+    weights = world / "weights" / "toy-ViT.pt"
+    commands = []
+    for script in SCRIPTS:
+        name, more = f"{script.__name__}.py", ["--batch", "8"] if script is finetune else []  # tiny has 24 images to train on
+        commands.append([name, "--data", str(world / "data" / "tiny"), "--model", "toy-ViT", "--weights", str(weights), *more])
+        commands.append([name])
+    each = f"""
+import os, runpy, shutil, sys
+sys.path[0] = "."
+for command in {commands!r}:
+    sys.argv = command
+    print("#", *command)
+    print("#", *command, file=sys.stderr)
+    shutil.copy({str(ROOT)!r} + "/" + command[0], ".")
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        print("exit", end.code)
+    os.remove(command[0])
+"""
+    (tmp_path / "each.py").write_text(each)
+    done = run("each.py", cwd=alone, script_folder=tmp_path)
+    outs, errs = (re.split("^# .*\n", text, flags=re.MULTILINE)[1:] for text in (done.stdout, done.stderr))
+    assert done.returncode == 0 and len(outs) == len(errs) == len(commands), done.stderr
+    for command, out, err in zip(commands, outs, errs):
+        if len(command) == 1:  # without its data
+            assert out == "exit 2\n" and "toy.py" in err and err.count("\n") == 1, command
+        else:
+            assert SCRIPTS[sys.modules[command[0][:-3]]][1] in out and not err, command
 
 
 @pytest.mark.parametrize("script", [prompts, linear_probe, few_shot, finetune])
