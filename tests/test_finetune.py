@@ -489,7 +489,7 @@ def test_saved_it_names_pictures_and_is_an_encoder(model, world, call):
     assert found == [by_path[str(f.relative_to(world / "data/tiny"))] for f in files]
     assert sum(float(line.split()[0]) for line in lines[1:5]) == pytest.approx(1, abs=0.01)
     code, out, err = call(linear_probe.main, "--data", "tiny", "--model", model, "--weights", "ml.safetensors")
-    assert code == 0, err
+    assert code == 0 and "trained with 32 labelled images" in out, err
 
 
 def test_killed_it_goes_on_to_the_same_bits(world, call):
