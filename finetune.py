@@ -308,7 +308,7 @@ def main():
         whole = "method" in about  # else the head alone
         if whole and (args.weights or args.act):
             fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
-        weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and about["act"]) or None)
+        weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and about.get("act")) or None)
         model = load_model(about["model"], args.device, weights, args.precision, act, about["features"])
         if not whole and model.sha256 != about["sha256"]:
             fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
