@@ -1,4 +1,4 @@
-"""Data sets, models, features with their cache, metrics and result records: what every script here stands on.
+"""Data sets, models, features with their cache, a training loop, metrics and result records: what every script stands on.
 
 A script imports from this file in main() only; its own functions take tensors and plain values. To use one script in
 your own project, copy it together with this file. Everything is written below the current folder: data/ weights/ cache/.

@@ -1,6 +1,6 @@
 """Fine-tuning: train the image encoder too, with a linear layer (ml) or towards its captions (cs), of CLIP or of ImageNet.
 
-    python finetune.py                                                   # the toy world
+    python finetune.py --model toy-RN --method cs --lr 5e-4 --epochs 16   # the toy world: .735 before, .912 after 30 s
     python finetune.py --data fruits360 --model ViT-B/32 --method cs --save best.safetensors
     python finetune.py --load best.safetensors --predict a.jpg b.jpg
 
