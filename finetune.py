@@ -335,8 +335,8 @@ def main():
         fail(f"--method cs and --head text: {model.name} has no text side; it takes --method ml and --head random or a FILE")
     if given and args.method == "ml" and args.head != "text":
         fail("--prompts: only --method cs and --head text start from captions")
-    if chosen_with and "val" not in data.splits:
-        print("note: the images that validate here have helped to choose the prompts: alpha 0 and epoch 0 look too good on them")
+    if chosen_with:
+        print("note: images that validate here may have chosen the prompts too: on them epoch 0 and alpha 0 look too good")
     images = {split: load_images(data, split, model.size) for split in ("train", "val", "test") if split != "val" or data.splits.get(split)}
     used, source = len(images["train"].rows), "images of the val split"
     if "val" in images:
@@ -403,12 +403,9 @@ def main():
 
     names = ("model", "method", "freeze", "epochs", "batch", "lr", "head_lr", "decay", "train_bn", "no_augment", "act", "prompts", "type")
     depends = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    depends |= {
-        "device": model.device.type,
-        "files or words of the classes": digest([data.fingerprint, train.paths, val.paths, data.words]),
-        "weights": model.sha256,
-    }
-    depends |= {"precision": str(model.dtype), "--head": file_sha256(args.head) if about else args.head}
+    depends |= {"--head": file_sha256(args.head) if about else args.head, "weights": model.sha256, "device": model.device.type}
+    depends["files or words of the classes"] = digest([data.fingerprint, train.paths, val.paths, data.words])
+    depends["precision"] = str(model.dtype)
     stem = Path(args.out or f"cache/finetune/{data.name}-{re.sub('[/@]', '-', model.name)}-{digest(depends)}.json")
     checkpoints = {seed: stem.with_suffix(f".{seed}.ckpt") for seed in range(args.seed, args.seed + args.seeds)}
     for seed, checkpoint in checkpoints.items() if not args.profile else ():  # all of them before hours go into the first
@@ -445,10 +442,12 @@ def main():
             wise = {a: wise[a] if a in wise else right(val, interpolate(start, best, a))[1].mean().item() for a in ALPHAS}
         alphas = [a for a in wise if wise[a] > max(wise.values()) - 1e-9] if args.head != "random" else [1.0]
         tested = {a: right(test, interpolate(start, best, a)) for a in sorted({0.0, alphas[0], 1.0})}
-        runs.append({"seed": seed, "history": history, "best": best, "wise": wise, "alphas": alphas, "tested": tested, "seconds": seconds})
+        runs.append({"seed": seed, "history": history, "wise": wise, "alphas": alphas, "tested": tested, "seconds": seconds})
+        if seed == args.seed:
+            kept = best
         net.load_state_dict(start, strict=False)
 
-    history, best, wise, alphas, tested = (runs[0][key] for key in ("history", "best", "wise", "alphas", "tested"))
+    history, wise, alphas, tested = (runs[0][key] for key in ("history", "wise", "alphas", "tested"))
     logits, labels = tested[1.0][0], test.labels
     m = evaluate(logits, labels, data.classes)
     after, before, chosen = (tested[a][1] for a in (1.0, 0.0, alphas[0]))
@@ -467,11 +466,8 @@ def main():
     values = [run["tested"][1.0][1].mean().item() for run in runs]
     metrics["seeds"] = {"mean": np.mean(values).item(), "std": np.std(values, ddof=1).item() if len(runs) > 1 else None, "values": values}
 
-    print(
-        f"validation      {top['val']:.3f}   on {len(val.rows):,} {source}, best at epoch {top['epoch']:g}; before {history[0]['val']:.3f}",
-        end=", ",
-    )
-    print(f"last {history[-1]['val']:.3f}")
+    print(f"validation      {top['val']:.3f}   on {len(val.rows):,} {source}, best at epoch {top['epoch']:g}", end="; ")
+    print(f"before {history[0]['val']:.3f}, last {history[-1]['val']:.3f}")
     if not top["step"]:
         print("note: no epoch was better on validation than the start, which is what is tested and saved")
     if metrics["wise"]:
@@ -488,7 +484,7 @@ def main():
         rows += [{"seed": run["seed"], "alpha": a, "val": v} for run in runs if metrics["wise"] for a, v in run["wise"].items()]
         write_result(args.out, args, data, model, images, metrics, started, logits, max(used, chosen_with), rows)
     if args.save:
-        net.load_state_dict(best, strict=False)
+        net.load_state_dict(kept, strict=False)
         about = {"model": model.name, "features": model.features, "type": data.type, "method": args.method}
         about |= {"labels_used": str(max(used, chosen_with))}
         about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
