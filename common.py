@@ -71,6 +71,16 @@ def atomic(path):
             temporary.unlink(missing_ok=True)
 
 
+def save_tensors(value, path):
+    """torch.save, whole or not at all; through a file object, because a name would go into the file and change its hash."""
+    with atomic(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(value, file)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"the disk may be full: {why(error)}") from error
+
+
 def why(error):
     """One short line on an exception, whatever it is."""
     return " ".join((getattr(error, "strerror", None) or str(error)).split())[:200] or type(error).__name__
@@ -323,10 +333,10 @@ class Images:
         for rows in torch.from_numpy(self.rows[start:stop]).split(size):
             yield torch.from_numpy(self.pixels[rows.numpy()]).permute(0, 3, 1, 2)
 
-    def take(self, mask):
-        """The images where the boolean mask (N,) is true."""
-        paths = [path for path, taken in zip(self.paths, mask) if taken]
-        return replace(self, rows=self.rows[mask], labels=self.labels[torch.from_numpy(mask)], paths=paths)
+    def take(self, chosen):
+        """Some of the images: those where a boolean mask (N,) is true, or of these positions."""
+        chosen = np.arange(len(self.rows))[chosen]
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=[self.paths[i] for i in chosen])
 
 
 def native_size(data, files):
@@ -400,6 +410,19 @@ def load_images(data, split, size):
     labels = torch.tensor([files[i][3] for i in rows])
     paths = [files[i][0] for i in rows]
     return Images(np.load(path, "r"), np.load(small), rows, labels, paths, skipped, f"{data.name}-{split}", key)
+
+
+def load_splits(data, size):
+    """{"train": Images, "val": Images where there is such a split, "test": Images}."""
+    return {split: load_images(data, split, size) for split in ("train", "val", "test") if split != "val" or data.splits.get("val")}
+
+
+def hold_out(images, seed):
+    """The same splits; where there is no val, it is a run of neighbouring files of each class, taken out of train."""
+    if "val" in images:
+        return images
+    held = blocked_split(images["train"].labels, HOLDOUT, seed)
+    return {"train": images["train"].take(~held), "val": images["train"].take(held), "test": images["test"]}
 
 
 def every_class(images, data):
@@ -760,6 +783,15 @@ def features(model, images, batch=None):
     return torch.from_numpy(np.concatenate(parts)), images.labels
 
 
+def centre_and_spread(x, model):
+    """Mean (D,) of features x (N, D) and their standard deviation over all, (): what makes encoders comparable."""
+    mean = x.mean(0)
+    scale = (x - mean).square().mean().sqrt()
+    if not scale > 1e-6 * mean.norm():
+        fail(f"--model {model.name}: gives every training image the same features; are these its weights?")
+    return mean, scale
+
+
 def embed_captions(model, captions, batch=512):
     """Unit-length float32 (len(captions), E) on the CPU; captions over 77 tokens are cut, keeping end-of-text, with a note."""
     if model.encode_text is None:
@@ -832,8 +864,10 @@ NORM = 1.0  # longer gradients are cut to this length
 
 
 def snapshot(net):
-    """Copies on the CPU of what training changes in `net`: trainable parameters, and buffers. net.load_state_dict(_, strict=False)
-    puts them back."""
+    """Copies on the CPU of what training changes in `net`: trainable parameters, and buffers.
+
+    net.load_state_dict(snapshot, strict=False) puts them back.
+    """
     tensors = [*((name, p) for name, p in net.named_parameters() if p.requires_grad), *net.named_buffers()]
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
 
@@ -947,11 +981,7 @@ def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, 
                 saved |= {"spent": history[-1]["seconds"], "busy": busy}
                 if device.type == "cuda":
                     saved["random_cuda"] = torch.cuda.get_rng_state(device)
-                with atomic(checkpoint) as temporary:
-                    try:
-                        torch.save(saved, temporary)
-                    except RuntimeError as error:  # torch's word for a full disk
-                        raise OSError(f"the disk may be full: {why(error)}") from error
+                save_tensors(saved, checkpoint)
             total, since, begun = torch.zeros(2, device=device), 0, time.time()
             net.train()
     net.eval()
@@ -1024,6 +1054,14 @@ def print_metrics(m):
     print("most confused (true -> predicted: images, share of the true class)")
     for c in m["confusions"]:
         print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
+
+
+def print_ranking(files, labels, probabilities, most=None):
+    """For each file its labels, the most probable first, all of them or the first few."""
+    for file, p in zip(files, probabilities):
+        print(file)
+        for i in p.argsort(descending=True, stable=True)[:most].tolist():
+            print(f"  {p[i]:6.3f}  {labels[i]}")
 
 
 # ---- command line and results ---------------------------------------------------------------------------------------

@@ -26,11 +26,10 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from common import (
-    HOLDOUT,
     add_flags,
     at_least,
     atomic,
-    blocked_split,
+    centre_and_spread,
     class_bootstrap,
     class_embeddings,
     counted,
@@ -42,11 +41,13 @@ from common import (
     features,
     file_sha256,
     fit,
+    hold_out,
     load_data,
-    load_images,
     load_model,
+    load_splits,
     model_name,
     print_metrics,
+    print_ranking,
     print_setup,
     progress,
     read_checkpoint,
@@ -225,13 +226,6 @@ def predict(head, model, batches):
         return torch.cat([head(model.encode_image(x)) for x in batches]).cpu()
 
 
-def evenly(count, most):
-    """Boolean mask (count,) of at most `most`, evenly spaced."""
-    mask = np.zeros(count, bool)
-    mask[np.linspace(0, count - 1, min(count, most)).round().astype(int)] = True
-    return mask
-
-
 def train_bare(net, groups, x, y, steps, autocast):
     """Forward, backward and optimizer steps on one resident batch and nothing else: what no training loop can be faster than."""
     optimizer = torch.optim.AdamW(groups, fused=True)
@@ -249,13 +243,6 @@ def paired_gain(after, before, labels, class_bootstrap):
     d = after.astype(float) - before
     half = 1.959964 * d.std(ddof=1) / math.sqrt(len(d))
     return {"mean": d.mean(), "ci95": [d.mean() - half, d.mean() + half], "ci95_class": class_bootstrap(d, labels)}
-
-
-def print_predictions(files, logits, classes, most=5):
-    for file, p in zip(files, logits.softmax(1)):
-        print(file)
-        for i in p.argsort(descending=True, stable=True)[:most].tolist():
-            print(f"  {p[i]:6.3f}  {classes[i]}")
 
 
 def main():
@@ -293,10 +280,10 @@ def main():
         parser.error("--freeze and --train-bn exclude each other")
     if not (0 <= args.lr < 1 and 0 <= args.head_lr < 1 and 0 <= args.decay < 10):
         parser.error("--lr and --head-lr must lie in 0 to 1, --decay in 0 to 10")
-
-    about, tensors = {}, {}  # of a file of --save, to start from or to predict with
     if args.load and (args.head or args.save or args.out):
         parser.error("--load only predicts: --head, --save and --out are for training")
+
+    about, tensors = {}, {}  # of a file of --save, to start from or to predict with
     if file := args.load or (args.head if args.head not in ("text", "random") else None):
         if not Path(file).is_file():
             fail(f"{file}: no such file; --head takes text, random or what linear_probe.py saved, --load what --save wrote")
@@ -320,7 +307,7 @@ def main():
             head = Linear(tensors["head.weight"], tensors["head.bias"], *constants)
         pictures = read_pictures(args.predict, model.size)
         logits = predict(head.to(model.device), model, pictures.split(model.batch))
-        return print_predictions(args.predict, logits, json.loads(about["classes"]))
+        return print_ranking(args.predict, json.loads(about["classes"]), logits.softmax(1), most=5)
 
     # what can be mistyped first, what may be downloaded afterwards
     data = load_data(args.data, args.classnames, args.type, args.seed)
@@ -337,14 +324,10 @@ def main():
         fail("--prompts: only --method cs and --head text start from captions")
     if chosen_with:
         print("note: images that validate here may have chosen the prompts too: on them epoch 0 and alpha 0 look too good")
-    images = {split: load_images(data, split, model.size) for split in ("train", "val", "test") if split != "val" or data.splits.get(split)}
-    used, source = len(images["train"].rows), "images of the val split"
-    if "val" in images:
-        used += len(images["val"].rows)
-    else:
-        held, source = blocked_split(images["train"].labels, HOLDOUT, args.seed), "held-out training images"
-        images = {"train": images["train"].take(~held), "val": images["train"].take(held), "test": images["test"]}
+    images = hold_out(load_splits(data, model.size), args.seed)
+    source = "images of the val split" if data.splits.get("val") else "held-out training images"
     train, val, test = images.values()
+    used = len(train.rows) + len(val.rows)
     every_class(train, data)
     if not len(val.rows):
         fail(f"--data {args.data}: one training image a class, none can be held out to validate with")
@@ -355,10 +338,8 @@ def main():
     if args.method == "cs" or args.head == "text":
         z = class_embeddings(model, data.words, args.prompts, data.type)
     else:
-        f, _ = features(model, train.take(evenly(len(train.rows), SAMPLE)))
-        shift, scale = f.mean(0), (f - f.mean(0)).square().mean().sqrt()
-        if not scale > 1e-6 * shift.norm():
-            fail(f"--model {args.model}: gives every training image the same features; are these its weights?")
+        sample = np.linspace(0, len(train.rows) - 1, min(len(train.rows), SAMPLE)).round().astype(int)
+        shift, scale = centre_and_spread(features(model, train.take(sample))[0], model)
     if about:  # a head must not have seen what validates or tests here
         same = {"weights": (model.sha256, "sha256"), "activation": (model.act, "act"), "classes": (json.dumps(data.classes), "classes")}
         same["split of the images (--seed, files)"] = digest([i.paths for i in images.values()]), "split"
@@ -391,7 +372,8 @@ def main():
 
     def right(images, state=None):
         """(logits, which images are right) of the network as it is, or in another state."""
-        net.load_state_dict(state or {}, strict=False)
+        if state:
+            net.load_state_dict(state, strict=False)
         batches = progress(images.batches(model.batch), images.name, "batch", -(-len(images.rows) // model.batch))
         logits = predict(net.head, model, batches)
         return logits, logits.numpy().argmax(1) == images.labels.numpy()

@@ -22,6 +22,7 @@ from common import (
     add_flags,
     atomic,
     blocked_split,
+    centre_and_spread,
     counted,
     default_model,
     digest,
@@ -29,9 +30,10 @@ from common import (
     every_class,
     fail,
     features,
+    hold_out,
     load_data,
-    load_images,
     load_model,
+    load_splits,
     print_metrics,
     print_setup,
     progress,
@@ -116,16 +118,13 @@ def main():
     model = load_model(args.model, args.device, args.weights, args.precision, args.act, args.features)
     if given and not (model.encode_text and args.save):
         fail("--prompts only go into the --save file of a CLIP model, for those who start from it; the probe needs none")
-    images = {split: load_images(data, split, model.size) for split in ("train", "val", "test") if split != "val" or data.splits.get(split)}
+    images = load_splits(data, model.size)
     every_class(images["train"], data)
     x, y = {}, {}
     for split in images:
         x[split], y[split] = (t.to(model.device) for t in features(model, images[split], args.batch))
     # centred and of unit variance over all, so that a penalty means the same for every encoder; the head undoes it below
-    mean = x["train"].mean(0)
-    scale = (x["train"] - mean).square().mean().sqrt()
-    if not scale > 1e-6 * mean.norm():
-        fail(f"--model {args.model}: gives every training image the same features; are these its weights?")
+    mean, scale = centre_and_spread(x["train"], model)
     z = {split: (t - mean) / scale for split, t in x.items()}
 
     # the penalty is chosen on images that the fits do not see: val, or runs of neighbouring files of each class
@@ -187,11 +186,7 @@ def main():
         write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)
     if args.save:
         about = {"model": model.name, "sha256": model.sha256, "features": model.features, "type": data.type}
-        paths = {split: i.paths for split, i in images.items()}
-        if "val" not in images:
-            held = masks[0].cpu().numpy()
-            paths |= {"train": images["train"].take(~held).paths, "val": images["train"].take(held).paths}
-        about |= {"act": model.act, "split": digest([paths[split] for split in ("train", "val", "test")])}
+        about |= {"act": model.act, "split": digest([i.paths for i in hold_out(images, args.seed).values()])}
         about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
         tensors = {f"{name}.{part}": t.cpu() for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
         with atomic(args.save) as temporary:

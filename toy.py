@@ -362,7 +362,7 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dty
 
 
 def main():
-    from common import atomic, file_sha256, pick_device  # here, so that the functions above can be copied without common.py
+    from common import file_sha256, pick_device, save_tensors  # here, so that the functions above can be copied without common.py
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -378,8 +378,7 @@ def main():
         for name, epochs, rate in missing:
             print(f"pretraining weights/{name}.pt on {len(images):,} pictures, {epochs} times", flush=True)
             state = pretrain(name, np.stack(images), traits, names.tolist(), epochs, rate, args.seed, dtype=pick_device("cpu")[1])
-            with atomic(f"weights/{name}.pt") as temporary, open(temporary, "wb") as file:  # a name would go into the file
-                torch.save(state, file)
+            save_tensors(state, f"weights/{name}.pt")
             print(f"wrote weights/{name}.pt, sha256 {file_sha256(f'weights/{name}.pt')[:8]}", flush=True)
 
 

@@ -28,6 +28,7 @@ from common import (
     load_images,
     load_model,
     print_metrics,
+    print_ranking,
     print_setup,
     read_pictures,
     read_templates,
@@ -58,13 +59,6 @@ def draw_grid(file, pixels, predicted, true):
         ax.set_title(caption, color=GREEN if p == t else RED, fontsize=11, parse_math=False)
     fig.tight_layout()
     fig.savefig(file, format="png", dpi=80)
-
-
-def print_ranking(files, labels, probabilities):
-    for file, p in zip(files, probabilities):
-        print(file)
-        for i in p.argsort(descending=True).tolist():
-            print(f"  {p[i]:6.3f}  {labels[i]}")
 
 
 def main():

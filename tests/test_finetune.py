@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run
+from conftest import ROOT, random_weights, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -477,15 +477,9 @@ def test_a_probe_is_a_start_that_has_not_seen_what_validates(model, world, call)
     top = [line[1:] for line in logits[1]][::4]
     assert np.mean([" ".join(t) == f.parent.name for t, f in zip(top, files)]) == pytest.approx(still["metrics"]["before"])
     for args, word in ((("--seed", 1), "--seed"), (("--weights", "w.pt"), "weights"), (("--model", "toy-RN"), "of --model toy-RN")):
-        torch.save(toy_weights(model, 3), "w.pt")
+        torch.save(random_weights(model, 3), "w.pt")
         code, _, err = call(finetune.main, "--data", "tiny", "--model", model, "--batch", 8, "--head", "head.safetensors", *args)
         assert code == 2 and word in err and err.count("\n") == 1
-
-
-def toy_weights(name, seed):
-    from conftest import random_weights
-
-    return random_weights(name, seed)
 
 
 @pytest.mark.parametrize("model", ["toy-ViT", "toy-imagenet"])
