@@ -16,6 +16,10 @@ IMAGENET ?= $(if $(filter toy,$(NAME)),toy-imagenet,resnet101 efficientnet_b7 vi
 # fine-tuning: small encoders bear, and need, larger steps than finetune.py's defaults (chosen on held-out training images)
 TUNE   ?= $(if $(filter toy,$(NAME)),--lr 5e-4 --epochs 16)
 
+# upsampling: a small generator for small pictures; CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
+SRGAN  ?= $(if $(filter toy,$(NAME)),--blocks 4 --width 32 --epochs 8 --adversarial 4)
+UPSAMPLED ?= $(CLIP)
+
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
 TEST_ENV := .venv/installed-tests
@@ -24,40 +28,61 @@ ifneq ($(filter toy,$(DATA))$(filter toy-%,$(CLIP) $(IMAGENET)),)
 WORLD := weights/toy-imagenet.pt
 endif
 
-ZERO_SHOT := $(CLIP:%=results/zero_shot/$(NAME)/%.json)
-GRIDS     := $(CLIP:%=figures/zero_shot/$(NAME)/%.png)
-PROMPTS   := $(CLIP:%=results/prompts/$(NAME)/%.json)
-PROBES    := $(CLIP:%=results/linear_probe/$(NAME)/%.json) $(IMAGENET:%=results/linear_probe/$(NAME)/%.json)
-ML        := $(CLIP:%=results/finetune/$(NAME)/%-ml.json) $(IMAGENET:%=results/finetune/$(NAME)/%-ml.json)
-CS        := $(CLIP:%=results/finetune/$(NAME)/%-cs.json)
-FEW_SHOT  := $(CLIP:%=results/few_shot/$(NAME)/%.json) $(IMAGENET:%=results/few_shot/$(NAME)/%.json)
+# NAME/MODEL of every run; the data sets NAME, which the device enlarges, and NAME-srgan
+CLIPS     := $(CLIP:%=$(NAME)/%)
+ENLARGED  := $(UPSAMPLED:%=$(NAME)-srgan/%)
+ALL       := $(CLIPS) $(IMAGENET:%=$(NAME)/%)
+ZERO_SHOT := $(CLIPS:%=results/zero_shot/%.json) $(ENLARGED:%=results/zero_shot/%.json)
+GRIDS     := $(CLIPS:%=figures/zero_shot/%.png)
+PROMPTS   := $(CLIPS:%=results/prompts/%.json)
+PROBES    := $(ALL:%=results/linear_probe/%.json) $(ENLARGED:%=results/linear_probe/%.json)
+FEW_SHOT  := $(ALL:%=results/few_shot/%.json)
+ML        := $(ALL:%=results/finetune/%-ml.json) $(ENLARGED:%=results/finetune/%-ml.json)
+CS        := $(CLIPS:%=results/finetune/%-cs.json) $(ENLARGED:%=results/finetune/%-cs.json)
+RESTORED  := $(if $(UPSAMPLED),results/upsample/$(NAME)/eval.json)
+RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(ML) $(CS)
+
+# --data of a run: DATA may be a path, of which NAME is the last part
+OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 
 .PHONY: all test check clean help
 .DELETE_ON_ERROR:
 
-all: $(ZERO_SHOT) $(GRIDS) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(ML) $(CS)
+all: $(RUNS) $(GRIDS) $(RESTORED)
 
-$(ZERO_SHOT): results/zero_shot/$(NAME)/%.json: | $(ENV) $(WORLD)
-	$(PYTHON) zero_shot.py --data $(DATA) --model $* --out $@
+$(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run))): | data/$(NAME)-srgan/upsample.json
 
-$(GRIDS): figures/zero_shot/$(NAME)/%.png: results/zero_shot/$(NAME)/%.json
-	$(PYTHON) zero_shot.py --data $(DATA) --model $* --grid $@
+$(ZERO_SHOT): results/zero_shot/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) zero_shot.py --data $(OF) --model $(*F) --out $@
 
-$(PROMPTS): results/prompts/$(NAME)/%.json: | $(ENV) $(WORLD)
-	$(PYTHON) prompts.py --data $(DATA) --model $* --out $@
+$(GRIDS): figures/zero_shot/%.png: results/zero_shot/%.json
+	$(PYTHON) zero_shot.py --data $(OF) --model $(*F) --grid $@
 
-$(PROBES): results/linear_probe/$(NAME)/%.json: | $(ENV) $(WORLD)
-	$(PYTHON) linear_probe.py --data $(DATA) --model $* --save $(@:.json=.safetensors) --out $@
+$(PROMPTS): results/prompts/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) prompts.py --data $(OF) --model $(*F) --out $@
 
-$(FEW_SHOT): results/few_shot/$(NAME)/%.json: | $(ENV) $(WORLD)
-	$(PYTHON) few_shot.py --data $(DATA) --model $* --out $@
+$(PROBES): results/linear_probe/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) linear_probe.py --data $(OF) --model $(*F) --save $(@:.json=.safetensors) --out $@
+
+$(FEW_SHOT): results/few_shot/%.json: | $(ENV) $(WORLD)
+	$(PYTHON) few_shot.py --data $(OF) --model $(*F) --out $@
 
 # starts from the head of the probe; one seed
-$(ML): results/finetune/$(NAME)/%-ml.json: | results/linear_probe/$(NAME)/%.json $(ENV) $(WORLD)
-	$(PYTHON) finetune.py --data $(DATA) --model $* --method ml --head results/linear_probe/$(NAME)/$*.safetensors $(TUNE) --out $@
+$(ML): results/finetune/%-ml.json: | results/linear_probe/%.json $(ENV) $(WORLD)
+	$(PYTHON) finetune.py --data $(OF) --model $(*F) --method ml --head results/linear_probe/$*.safetensors $(TUNE) --out $@
 
-$(CS): results/finetune/$(NAME)/%-cs.json: | $(ENV) $(WORLD)
-	$(PYTHON) finetune.py --data $(DATA) --model $* --method cs $(TUNE) --out $@
+$(CS): results/finetune/%-cs.json: | $(ENV) $(WORLD)
+	$(PYTHON) finetune.py --data $(OF) --model $(*F) --method cs $(TUNE) --out $@
+
+weights/srgan-$(NAME).safetensors: | $(ENV) $(WORLD)
+	$(PYTHON) upsample.py train --data $(DATA) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
+
+results/upsample/$(NAME)/eval.json: | weights/srgan-$(NAME).safetensors
+	$(PYTHON) upsample.py eval --data $(DATA) --weights weights/srgan-$(NAME).safetensors --grid figures/upsample/$(NAME).png --out $@
+
+# the mark of a data set that is whole
+data/$(NAME)-srgan/upsample.json: | weights/srgan-$(NAME).safetensors
+	$(PYTHON) upsample.py apply --data $(DATA) --weights weights/srgan-$(NAME).safetensors
 
 # the last file that toy.py writes; order-only, because git and copies keep no file times
 weights/toy-imagenet.pt: | $(ENV)

@@ -339,10 +339,10 @@ class Images:
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=[self.paths[i] for i in chosen])
 
 
-def native_size(data, files):
-    """The side S if every image is S x S, else 0. Reads headers only; unreadable files do not count."""
+def image_sizes(data, files):
+    """(width, height) of each image by its header, None where that cannot be read."""
 
-    def side(row):
+    def size(row):
         try:
             with Image.open(data.root / row[0]) as image:
                 return image.size
@@ -350,7 +350,12 @@ def native_size(data, files):
             return None
 
     with ThreadPoolExecutor() as pool:
-        sizes = {s for s in progress(pool.map(side, files), "headers", "img", len(files)) if s}
+        return list(progress(pool.map(size, files), "headers", "img", len(files)))
+
+
+def native_size(data, files):
+    """The side S if every image is S x S, else 0; unreadable files do not count."""
+    sizes = {s for s in image_sizes(data, files) if s}
     w, h = sizes.pop() if len(sizes) == 1 else (0, 1)
     return w if w == h else 0
 
@@ -421,8 +426,10 @@ def hold_out(images, seed):
     """The same splits; where there is no val, it is a run of neighbouring files of each class, taken out of train."""
     if "val" in images:
         return images
-    held = blocked_split(images["train"].labels, HOLDOUT, seed)
-    return {"train": images["train"].take(~held), "val": images["train"].take(held), "test": images["test"]}
+    images = dict(images)
+    train = images.pop("train")
+    held = blocked_split(train.labels, HOLDOUT, seed)
+    return {"train": train.take(~held), "val": train.take(held), **images}
 
 
 def every_class(images, data):
@@ -524,13 +531,14 @@ class Model:
 
 
 def upsample(x, size):
-    """Bicubic, antialiased, uint8 (B, 3, S, S) -> uint8 (B, 3, size, size): within 2/255 of Pillow.
+    """Bicubic, antialiased, uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), or `size` is (height, width): within 2/255 of Pillow.
 
     uint8 all the way is both the exact and the fast path on a CPU; CUDA's kernel takes floats only.
     """
+    size = size if isinstance(size, tuple) else (size, size)
     if x.device.type == "cpu":
-        return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
-    return F.interpolate(x.float(), size=(size, size), mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
+        return F.interpolate(x, size=size, mode="bicubic", antialias=True)
+    return F.interpolate(x.float(), size=size, mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
 
 
 def model_name(name):
@@ -542,6 +550,13 @@ def model_name(name):
         near = difflib.get_close_matches(key, spelled, 4, 0.4)
         fail(f"--model {name}: no such model; nearest: {', '.join(spelled[n] for n in near) or ', '.join(CLIP)}")
     return spelled[key]
+
+
+def input_size(name):
+    """Side in pixels of the pictures that a model takes."""
+    if name in TOYS:
+        return 64
+    return CLIP[name][1][1] if name in CLIP else torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
 
 
 def pick_device(device="auto", precision="auto"):
@@ -601,7 +616,7 @@ def weights_file(name, weights=None):
     else:
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
-        put = f"pass it as --weights {path.name}"
+        put = f"put it at {path}"
         if path.exists():
             return path
         try:
@@ -1113,7 +1128,7 @@ def add_flags(parser, names):
 
 
 def default_model(data):
-    return "toy-ViT" if Path(data).name == "toy" else "ViT-B/32"
+    return "toy-ViT" if Path(data).name in ("toy", "toy-srgan") else "ViT-B/32"
 
 
 def code_version():

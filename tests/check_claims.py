@@ -97,3 +97,28 @@ def test_fine_tuning_beats_its_start_and_the_probe(model, method):
     assert np.mean(saved["true"] == saved["predicted"]) == pytest.approx(m["test"])
     rows = [row for row in record["history"] if "epoch" in row]
     assert m["val"] == max(row["val"] for row in rows) > rows[0]["val"] and len(rows) == 33
+
+
+def test_the_pixel_only_generator_restores_better_than_bicubic():
+    record = result("upsample/toy/eval.json")
+    gain = record["metrics"]["psnr"]["difference_pixel"]
+    assert gain["mean"] - 1.96 * gain["sd"] / 480**0.5 > 0 and record["data"]["counts"] == {"test": 480}
+    m = result("upsample/toy/train.json")
+    assert m["metrics"]["steps"]["srgan"] == 4 * 72 and 0 < m["metrics"]["steps"]["pixel"] <= 8 * 72
+
+
+def srgan_gain(run):
+    """Mean of SRGAN minus bicubic over test images, and half its 95 % interval; the images must be the same ones."""
+    a, b = (np.load(RESULTS / run.format(f"toy{end}")) for end in ("", "-srgan"))
+    names = [[Path(p).with_suffix("") for p in saved["index"]] for saved in (a, b)]
+    assert names[0] == names[1] and (a["true"] == b["true"]).all() and len(names[0]) == 480
+    d = (b["true"] == b["predicted"]).astype(float) - (a["true"] == a["predicted"])
+    return d.mean(), 1.96 * d.std(ddof=1) / len(d) ** 0.5
+
+
+@pytest.mark.parametrize("model", CLIPS)
+def test_srgan_does_not_help_in_the_toy_world(model):
+    """No method gains four points by it, and fine-tuning gains nothing, as the README says."""
+    runs = [f"zero_shot/{{}}/{model}.npz", f"linear_probe/{{}}/{model}.npz", *(f"finetune/{{}}/{model}-{m}.npz" for m in ("ml", "cs"))]
+    gains = [srgan_gain(run) for run in runs]
+    assert all(mean < 0.04 for mean, _ in gains) and all(mean - half < 0 for mean, half in gains[2:])

@@ -146,7 +146,7 @@ def test_shapes_are_open_clips():
 WIDTHS = {
     "mobilenet_v2": 1280,
     "squeezenet1_1": 512,
-    "vgg16": 4096,
+    "alexnet": 4096,
     "convnext_tiny": 768,
     "resnet18": 512,
     "vit_b_16": 768,
@@ -286,7 +286,7 @@ def test_without_network_one_line_says_where_to_put_what(world, capsys, monkeypa
     assert "timm/resnet101_clip.openai" in error and "--weights" in error
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
     error = refused(capsys, "resnet50", "cpu")
-    assert "resnet50-" in error and "--weights" in error
+    assert "resnet50-" in error and f"put it at {world}" in error
 
 
 def test_openais_own_file_is_found_and_a_wrong_one_is_not(world, monkeypatch):

@@ -240,6 +240,8 @@ def test_copied_alone_they_run(world, tmp_path):
         name, more = f"{script.__name__}.py", ["--batch", "8"] if script is finetune else []  # tiny has 24 images to train on
         commands.append([name, "--data", str(world / "data" / "tiny"), "--model", "toy-ViT", "--weights", str(weights), *more])
         commands.append([name])
+    train = ["upsample.py", "train", "--save", "g.safetensors", "--blocks", "1", "--width", "4", "--batch", "8", "--epochs", "1"]
+    commands += [[*train, "--adversarial", "1", "--data", str(world / "data" / "tiny")], train]
     each = f"""
 import os, runpy, shutil, sys
 sys.path[0] = "."
@@ -259,10 +261,11 @@ for command in {commands!r}:
     outs, errs = (re.split("^# .*\n", text, flags=re.MULTILINE)[1:] for text in (done.stdout, done.stderr))
     assert done.returncode == 0 and len(outs) == len(errs) == len(commands), done.stderr
     for command, out, err in zip(commands, outs, errs):
-        if len(command) == 1:  # without its data
+        if "--data" not in command:
             assert out == "exit 2\n" and "toy.py" in err and err.count("\n") == 1, command
         else:
-            assert SCRIPTS[sys.modules[command[0][:-3]]][1] in out and not err, command
+            word = "validation PSNR" if command[0] == "upsample.py" else SCRIPTS[sys.modules[command[0][:-3]]][1]
+            assert word in out and not err, command
 
 
 @pytest.mark.parametrize("script", [prompts, linear_probe, few_shot, finetune])

@@ -1,0 +1,561 @@
+"""Super-resolution: train a generator that enlarges pictures 4 times, enlarge a data set with it, measure what it restores.
+
+    python upsample.py train --data toy --save weights/srgan-toy.safetensors
+    python upsample.py apply --data toy --weights weights/srgan-toy.safetensors     # writes data/toy-srgan, a data set like any other
+    python upsample.py eval --data toy --weights weights/srgan-toy.safetensors --grid grid.png
+
+SRGAN (Ledig et al. 2017): first on pixels alone, then against a discriminator; both generators are kept. The bicubic rival needs
+no files: every script enlarges small pictures on the device. Copy this file and common.py to use it elsewhere.
+
+    high    pictures (B, 3, 4h, 4w)     low    the same pictures reduced, (B, 3, h, w)
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from common import (
+    Model,
+    add_flags,
+    at_least,
+    atomic,
+    class_folders,
+    code_version,
+    counted,
+    default_model,
+    digest,
+    fail,
+    file_sha256,
+    find_splits,
+    fit,
+    hold_out,
+    image_sizes,
+    input_size,
+    load_data,
+    load_images,
+    load_model,
+    model_name,
+    native_size,
+    pick_device,
+    progress,
+    read_checkpoint,
+    read_json,
+    read_state_dict,
+    some,
+    to_rgb,
+    upsample,
+    weights_file,
+    why,
+    write_result,
+)
+
+SCALE = 4
+ADVERSARIAL = 5e-3  # weight of the adversarial loss beside that of content, as in ESRGAN (Wang et al. 2018)
+VALIDATE = 256  # validation pictures, at most
+SIDE = 96  # of the squares to train on; pictures of several sizes are brought to it before they are reduced
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what PyTorch-GAN normalises with
+
+
+# ---- networks ---------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, width, conv, eps):
+        super().__init__()
+        norms = [nn.BatchNorm2d(width, eps) for _ in range(2)]
+        self.conv_block = nn.Sequential(conv(width, width, 3), norms[0], nn.PReLU(), conv(width, width, 3), norms[1])
+
+    def forward(self, x):
+        return x + self.conv_block(x)
+
+
+class Generator(nn.Module):
+    """SRGAN's generator, keys as in PyTorch-GAN: normalised pictures (B, 3, h, w) -> (B, 3, 4h, 4w).
+
+    Ours adds its output to the bicubic enlargement and starts from exactly that; it pads by repeating the border, because
+    what it learns on small crops, where zeros are never far, must hold inside of large pictures. The dialect "pytorch-gan"
+    pads with zeros, ends in tanh, and its batch norms have an eps of 0.8: so such files were trained.
+    """
+
+    def __init__(self, blocks=16, width=64, dialect=None):
+        super().__init__()
+        self.tanh = dialect == "pytorch-gan"
+        eps = 0.8 if self.tanh else 1e-5
+
+        def conv(channels, out, size):
+            return nn.Conv2d(channels, out, size, padding=size // 2, padding_mode="zeros" if self.tanh else "replicate")
+
+        self.conv1 = nn.Sequential(conv(3, width, 9), nn.PReLU())
+        self.res_blocks = nn.Sequential(*[Block(width, conv, eps) for _ in range(blocks)])
+        self.conv2 = nn.Sequential(conv(width, width, 3), nn.BatchNorm2d(width, eps))
+        stages = [(conv(width, 4 * width, 3), nn.BatchNorm2d(4 * width), nn.PixelShuffle(2), nn.PReLU()) for _ in range(2)]
+        self.upsampling = nn.Sequential(*stages[0], *stages[1])
+        self.conv3 = nn.Sequential(nn.Conv2d(width, 3, 9, padding=4))
+        if not self.tanh:
+            nn.init.zeros_(self.conv3[0].weight)
+            nn.init.zeros_(self.conv3[0].bias)
+
+    def forward(self, x):
+        first = self.conv1(x)
+        y = first + self.conv2(self.res_blocks(first))
+        y = self.conv3(self.upsampling(y))
+        return y.tanh() if self.tanh else y + F.interpolate(x, scale_factor=SCALE, mode="bicubic", antialias=True)
+
+
+class Discriminator(nn.Module):
+    """SRGAN's, on patches: pictures (B, 3, H, W) of values -1..1 -> one logit for each patch, high where it looks like a photo."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        layers, before = [], 3
+        for i, factor in enumerate((1, 1, 2, 2, 4, 4, 8, 8)):
+            layers.append(nn.Conv2d(before, factor * width, 3, stride=1 + i % 2, padding=1))
+            layers += [nn.BatchNorm2d(factor * width)] if i else []
+            layers.append(nn.LeakyReLU(0.2))
+            before = factor * width
+        self.model = nn.Sequential(*layers, nn.Conv2d(before, 1, 3, padding=1))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def build(state, dialect=None):
+    """{"pixel": Generator, "srgan": Generator}, as many as a state dict holds. Raises ValueError for another shape."""
+    parts = {"srgan": state}
+    if not dialect:
+        parts = {name: {k.removeprefix(f"{name}."): t for k, t in state.items() if k.startswith(f"{name}.")} for name in ("pixel", "srgan")}
+    if "conv1.0.weight" in state and not dialect:
+        raise ValueError("a single generator, not a file of this script; if it is one of PyTorch-GAN, say --dialect pytorch-gan")
+    nets = {}
+    for name, part in parts.items():
+        if part:
+            try:
+                blocks = len({key.split(".")[1] for key in part if key.startswith("res_blocks.")})
+                nets[name] = Generator(blocks, len(part["conv1.0.weight"]), dialect)
+                nets[name].load_state_dict(part)
+            except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+                raise ValueError(f"not an SRGAN generator: {error}") from error
+    if not nets:
+        raise ValueError("not a file of this script: holds neither pixel.* nor srgan.*")
+    return nets
+
+
+def fold(net):
+    """The same function as a trained Generator, with less to compute and to move through memory; changes `net`.
+
+    Batch norms go into the convolutions before them. The last convolution is done before the pixels are shuffled, on a
+    quarter of the positions with four times the channels: three output channels leave a processor's vectors mostly empty.
+    """
+    net.eval().requires_grad_(False)
+    for module in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
+        for i, (layer, norm) in enumerate(pairwise(module)):
+            if isinstance(norm, nn.BatchNorm2d):
+                module[i], module[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
+    last = net.conv3[0]
+    phases = [F.pixel_unshuffle(F.pad(last.weight, (b, 1 - b, a, 1 - a)), 2) for a in (0, 1) for b in (0, 1)]
+    net.conv3 = nn.Sequential(nn.Conv2d(4 * last.in_channels, 12, 5, padding=2), nn.PixelShuffle(2)).requires_grad_(False)
+    net.conv3[0].weight.copy_(torch.stack(phases, 1).flatten(0, 1))
+    net.conv3[0].bias.copy_(last.bias.repeat_interleave(4))
+    net.upsampling[6] = nn.Identity()
+    return net
+
+
+@torch.inference_mode()
+def restore(model, low):
+    """uint8 (B, 3, h, w) anywhere -> uint8 (B, 3, 4h, 4w) on the device. No picture is stretched by its own minimum or maximum."""
+    with model.autocast():
+        y = model.visual(model.normalise(low.to(model.device)))
+    return (y.float() * model.scale + model.shift).mul_(255).clamp_(0, 255).round_().to(torch.uint8)
+
+
+def adversarial_losses(critic, real, fake):
+    """(the discriminator's, the generator's) loss on pictures of values 0..1: each teaches its own network only."""
+    judged = F.softplus(-critic(2 * real - 1).float()).mean() + F.softplus(critic(2 * fake.detach() - 1).float()).mean()
+    critic.requires_grad_(False)
+    fooled = F.softplus(-critic(2 * fake - 1).float()).mean()
+    critic.requires_grad_(True)
+    return judged, fooled
+
+
+# ---- measures -----------------------------------------------------------------------------------------------------------
+
+
+def psnr(x, y):
+    """Peak signal-to-noise ratio (B,) in dB, of each picture (B, 3, H, W) of values 0..255; equal ones count 100."""
+    mse = (x.float() - y.float()).square().mean((1, 2, 3))
+    return (20 * math.log10(255) - 10 * mse.log10()).clamp(max=100)
+
+
+def ssim(x, y):
+    """Structural similarity (B,) of each picture (B, 3, H, W) of values 0..255, at least 11 px wide and high.
+
+    Wang et al. 2004: Gaussian windows of 11 px and sigma 1.5 that lie wholly inside, the mean over places and channels.
+    """
+    x, y = x.cpu().double(), y.cpu().double()
+    window = (-0.5 * (torch.arange(-5, 6, dtype=torch.float64) / 1.5).square()).softmax(0)
+
+    def bands(side):  # (side - 10, side): each row averages one window, so that two products blur a picture
+        return torch.stack([F.pad(window, (i, side - 11 - i)) for i in range(side - 10)])
+
+    down, across = bands(x.shape[2]), bands(x.shape[3]).T
+
+    def mean(t):
+        return down @ t @ across
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return values.mean((1, 2, 3))
+
+
+def mean_and_sd(values):
+    """{"mean", "sd"} of numbers."""
+    return {"mean": np.mean(values).item(), "sd": np.std(values, ddof=1).item() if len(values) > 1 else 0.0}
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------------------
+
+
+def crop(picture, size, seed):
+    """A random square (size, size, 3) of a picture (H, W, 3), in one of its eight orientations."""
+    rng = np.random.default_rng(seed)
+    top, left = (rng.integers(side - size + 1) for side in picture.shape[:2])
+    picture = np.rot90(picture[top : top + size, left : left + size], rng.integers(4))
+    return picture[:, :: rng.choice([-1, 1])]
+
+
+def fitted(height, width, size):
+    """(height, width) of a picture whose short side is brought to `size`."""
+    return (size, round(width * size / height)) if height <= width else (round(height * size / width), size)
+
+
+def png(pixels):
+    """The bytes of a PNG file of uint8 (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_ahead(pool, read, batches):
+    """For each batch the list of read(item), made by the pool one batch ahead."""
+    ahead = None
+    for batch in [*batches, None]:
+        ready, ahead = ahead, batch and [pool.submit(read, item) for item in batch]
+        if ready:
+            yield [future.result() for future in ready]
+
+
+def draw_grid(file, columns):
+    """PNG with the lists of pictures (H, W, 3) in `columns`, {title: list}, beside each other, however large they are."""
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
+
+    rows = len(next(iter(columns.values())))
+    fig = Figure(figsize=(2.4 * len(columns), 2.4 * rows + 0.3), layout="constrained")
+    axes = fig.subplots(rows, len(columns), squeeze=False)
+    for column, (title, pictures) in zip(axes.T, columns.items()):
+        column[0].set_title(title)
+        for ax, picture in zip(column, pictures):
+            ax.imshow(picture, interpolation="nearest")
+            ax.axis("off")
+    fig.savefig(file, format="png", dpi=80)
+
+
+# ---- the three commands, which are main()'s and alone touch common ----------------------------------------------------
+
+
+def as_model(net, name, size, device, dtype, sha256=""):
+    """A Generator as a Model, which knows how to normalise: values 0..1 for ours."""
+    mean, std = IMAGENET if net.tanh else ((0.0,) * 3, (1.0,) * 3)
+    net.to(device, memory_format=torch.channels_last)
+    width = net.conv1[0].out_channels
+    return Model(f"{name}-{len(net.res_blocks)}x{width}", net, None, size, mean, std, width, sha256, device, dtype, features=f"x{SCALE}")
+
+
+def train(args, device, dtype, started):
+    data = load_data(args.data, seed=args.seed, union=True)
+    side = max(args.crop, native_size(data, data.files("train")))
+    images = hold_out({s: load_images(data, s, side) for s in ("train", "val") if data.splits.get(s)}, args.seed)
+    learn, val = images["train"], images["val"]
+    if not len(val.rows):
+        fail(f"--data {args.data}: one training image a class, none can be held out to validate with")
+    size, whole = min(args.crop, learn.pixels.shape[1]) // SCALE * SCALE, val.pixels.shape[1] // SCALE * SCALE
+    if min(size, whole) < 2 * SCALE:
+        fail(f"--data {args.data}: images of {learn.pixels.shape[1]} px are too small to be reduced, {2 * SCALE} are needed")
+    if args.batch > len(learn.rows):
+        fail(f"--batch {args.batch}: more than the {len(learn.rows)} images to train on")
+
+    torch.manual_seed(args.seed)
+    generator, critic = Generator(args.blocks, args.width), Discriminator(args.width)
+    model = as_model(generator, "srgan", size, device, dtype)
+    critic.to(device, memory_format=torch.channels_last)
+    vgg = load_model("vgg19", args.device, precision=args.precision) if args.content == "vgg" and args.adversarial else None
+
+    def reduced(high):
+        return high, upsample(high, high.shape[2] // SCALE)
+
+    def load(rows, epoch):
+        crops = [crop(learn.pixels[learn.rows[row]], size, [args.seed, epoch, row]) for row in rows]
+        return reduced(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
+
+    sample = val.take(np.linspace(0, len(val.rows) - 1, min(len(val.rows), VALIDATE)).round().astype(int))
+
+    def validate():
+        batches = (reduced(high[:, :, :whole, :whole]) for high in sample.batches(args.batch))
+        return torch.cat([psnr(restore(model, low), high.to(device)) for high, low in batches]).mean().item()
+
+    def pixel(batch):
+        high, low = batch
+        fake = generator(model.normalise(low)).float()
+        return F.l1_loss(fake, high / 255), psnr(255 * fake.detach(), high).mean()
+
+    def adversarial(batch):
+        high, low = batch
+        real, fake = high / 255, generator(model.normalise(low)).float()
+        content = F.l1_loss(fake, real)
+        if vgg:  # features of its last convolution, scaled as in the paper
+            there, here = (vgg.visual.features[:36](vgg.normalise(255 * p)).float() for p in (real, fake))
+            content = F.mse_loss(here, there) / 12.75**2
+        judged, fooled = adversarial_losses(critic, real, fake)
+        return content + ADVERSARIAL * fooled + judged, psnr(255 * fake.detach(), high).mean()
+
+    names = ("content", "blocks", "width", "crop", "batch", "epochs", "lr", "seed")
+    about = {f"--{name}": getattr(args, name) for name in names} | {"device": device.type, "precision": str(dtype)}
+    about["files"] = digest([data.fingerprint, learn.paths, val.paths])
+    both = nn.ModuleDict({"generator": generator, "critic": critic})
+    stages = {"pixel": (pixel, generator, args.epochs, args.lr, about)}
+    if args.adversarial:
+        stages["srgan"] = (adversarial, both, args.adversarial, args.lr / 10, about | {"--adversarial": args.adversarial})
+    checkpoints = {name: Path(args.save).with_suffix(f".{name}.ckpt") for name in stages}
+    for name, checkpoint in checkpoints.items():
+        if args.restart:
+            checkpoint.unlink(missing_ok=True)
+        read_checkpoint(checkpoint, stages[name][-1])
+
+    print(f"{data.name}: {len(learn.rows):,} train, {len(val.rows):,} val images of {learn.pixels.shape[1]} px, crops of {size} px")
+    million = sum(p.numel() for p in generator.parameters()) / 1e6
+    print(f"{model.name}: {million:.2f} M parameters, {device} {str(dtype).removeprefix('torch.')}", end="; ")
+    print(f"{args.epochs} + {args.adversarial} epochs of {-(-len(learn.rows) // args.batch)} steps of {args.batch} crops")
+    kept, history, metrics = {}, [], {"steps": {}, "val_psnr": {}, "seconds_per_step": {}}
+    for name, (step, net, epochs, lr, depends) in stages.items():
+        groups = [{"params": [*net.parameters()], "lr": lr, "weight_decay": 0.0}]
+        loop = {"seed": args.seed, "checkpoint": checkpoints[name], "about": depends, "what": f"{model.name} {name}"}
+        rows, best, seconds = fit(net, groups, load, step, validate, len(learn.rows), args.batch, epochs, device, dtype, **loop)
+        chosen = rows[-1]  # adversarial training gives PSNR away on purpose: its last step counts
+        if name == "pixel":  # the best on validation
+            chosen = max(rows, key=lambda row: row["val"])
+            generator.load_state_dict(best, strict=False)
+        kept |= {f"{name}.{key}": tensor.to("cpu", copy=True).contiguous() for key, tensor in generator.state_dict().items()}
+        history += [{"stage": name, **row} for row in rows]
+        metrics["steps"][name], metrics["seconds_per_step"][name] = chosen["step"], seconds
+        metrics["val_psnr"] |= {"bicubic": history[0]["val"], name: chosen["val"]}
+    print("validation PSNR " + ", ".join(f"{name} {value:.2f} dB" for name, value in metrics["val_psnr"].items()))
+    if not metrics["steps"]["pixel"]:
+        print("note: no epoch on pixels was better than bicubic, from where all else then starts; try more epochs")
+    print("steps           " + ", ".join(f"{name} {value:,}" for name, value in metrics["steps"].items()))
+    with atomic(args.save) as temporary:
+        save_file(kept, temporary, {"steps": json.dumps(metrics["steps"]), "data": data.name, "content": args.content})
+    print(f"saved {args.save}")
+    if args.out:
+        model.sha256 = file_sha256(args.save)
+        write_result(args.out, args, data, model, images, metrics, started, history=history)
+    for checkpoint in checkpoints.values():  # last: until here a run that ends too early loses nothing
+        checkpoint.unlink(missing_ok=True)
+
+
+def evaluate(args, models, data, started):
+    images = load_images(data, "test", max(SIDE, native_size(data, data.files("test"))))
+    size = images.pixels.shape[1] // SCALE * SCALE
+    if size < 12:
+        fail(f"--data {args.data}: images of {images.pixels.shape[1]} px are too small to compare, 12 are needed")
+    scores = {measure: {name: [] for name in ("bicubic", *models)} for measure in ("psnr", "ssim")}
+    shown = np.random.default_rng(args.seed).permutation(len(images.rows))[:5]
+    columns = {title: [] for title in ("low", "bicubic", "SRGAN", "original")}
+    batches = progress(images.batches(args.batch), "restoring", "batch", -(-len(images.rows) // args.batch))
+    for start, high in zip(range(0, len(images.rows), args.batch), batches):
+        high = high[:, :, :size, :size]
+        low = upsample(high, size // SCALE)
+        restored = {"bicubic": upsample(low, size)} | {name: restore(model, low).cpu() for name, model in models.items()}
+        for name, pictures in restored.items():
+            scores["psnr"][name] += psnr(pictures, high).tolist()
+            scores["ssim"][name] += ssim(pictures, high).tolist()
+        for column, x in zip(columns.values(), (low, restored["bicubic"], pictures, high)):
+            column += [x[i - start].permute(1, 2, 0).numpy() for i in shown if start <= i < start + len(high)]
+    metrics = {}
+    print(f"{data.name}: {counted(len(images.rows), 'test image')} of {size} px, reduced to {size // SCALE} px and restored")
+    for measure, lists in scores.items():
+        values = {name: np.array(numbers) for name, numbers in lists.items()}
+        values |= {f"difference{'_pixel' * (name == 'pixel')}": values[name] - values["bicubic"] for name in models}
+        metrics[measure] = {name: mean_and_sd(numbers) for name, numbers in values.items()}
+        for name, m in metrics[measure].items():
+            print(f"{measure}  {name:17}{m['mean']:7.3f} ± {m['sd']:.3f}")
+    print("differences are to bicubic, picture by picture; psnr in dB, ± is the standard deviation over pictures")
+    print("note: this is another scale than that of use, where these pictures themselves are enlarged; what decides is accuracy")
+    if args.grid:
+        with atomic(args.grid) as temporary:
+            draw_grid(temporary, columns)
+        print(f"drew {args.grid}")
+    if args.out:
+        write_result(args.out, args, data, list(models.values())[-1], {"test": images}, metrics, started)
+
+
+def apply(args, models, data, started):
+    if args.generator not in models:
+        fail(f"--generator {args.generator}: {args.weights} holds no such generator, only: {', '.join(models)}")
+    model = models[args.generator]
+    args.size = args.size or input_size(model_name(args.model or default_model(args.data)))
+    to = Path(args.to or f"data/{data.name}-srgan")
+    there, here = to.resolve(), data.root.resolve()
+    if there == here or there in here.parents or here in there.parents:
+        fail(f"--to {to}: is the folder of --data, or lies in it, or around it; name another one")
+    rows = [row for files in data.splits.values() for row in files]
+    targets = {row[0]: Path(row[0]).with_suffix(".png") for row in rows}
+    if clash := [f"{a} and {b}" for (a, x), (b, y) in pairwise(sorted(targets.items(), key=lambda t: t[1])) if x == y]:
+        fail(f"--data {data.root}: these would get one name: {some(clash, 3)}; rename one of each")
+
+    # unfinished, it lies beside under a hidden name, so that no script takes half of the pictures for all
+    folder = to if to.exists() else to.with_name(f".{to.name}-unfinished")
+    mark = folder / "upsample.json"
+    about = {"data": data.name, "files": data.fingerprint, "weights": model.sha256, "--generator": args.generator, "--size": args.size}
+    about |= {"--dialect": args.dialect, "device": model.device.type, "precision": str(model.dtype).removeprefix("torch.")}
+    found = read_json(mark).get("about", {}) if mark.exists() else about if not folder.exists() else {}
+    if other := [key for key in about if found.get(key) != about[key]]:
+        what = f"made with other {', '.join(other)}" if mark.exists() else "was not made by this script"
+        fail(f"{folder}: {what}; delete it, or name another folder by --to")
+    if not mark.exists():
+        with atomic(mark) as temporary:
+            temporary.write_text(json.dumps({"about": about}))
+    for stale in folder.rglob(".*.png"):  # what a kill while writing has left
+        stale.unlink()
+    for split in find_splits(data.root).values():
+        for c in class_folders(split):
+            (folder / c.relative_to(data.root)).mkdir(parents=True, exist_ok=True)
+    if (names := data.root / "classnames.json").is_file():
+        shutil.copy(names, folder)
+    todo = [row for row in rows if not (folder / targets[row[0]]).exists()]
+    groups = {}
+    for row, size in zip(todo, image_sizes(data, todo)):
+        groups.setdefault(size, []).append(row)
+    batches = [group[i : i + args.batch] for group in groups.values() for i in range(0, len(group), args.batch)]
+    if folder == to and not todo:
+        return print(f"{to}: complete, nothing to do")
+    before = f", {len(rows) - len(todo):,} of them done before" if len(todo) < len(rows) else ""
+    print(f"{data.name}: {counted(len(rows), 'image')}{before}; {model.name} on {model.device}, then to {args.size} px")
+
+    def decode(row):
+        try:
+            with Image.open(data.root / row[0]) as image:
+                pixels = np.asarray(to_rgb(image))
+            if min(pixels.shape[:2]) < SCALE:
+                raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px hold nothing to enlarge")
+            return pixels
+        except Exception as error:
+            return error
+
+    def write(encoded):
+        for row, future in encoded:
+            with atomic(folder / targets[row[0]]) as temporary:
+                temporary.write_bytes(future.result())
+            bar.update()
+
+    skipped, copied, behind, began = [], 0, [], time.time()
+    with ThreadPoolExecutor() as pool, progress(None, "upsampling", "img", len(todo)) as bar:
+        for batch, pictures in zip(batches, read_ahead(pool, decode, batches)):
+            shapes = {}
+            for row, picture in zip(batch, pictures):
+                if isinstance(picture, MemoryError) or getattr(picture, "errno", None):  # the disk or a permission, not the image
+                    fail(f"{data.root / row[0]}: {why(picture)}; run again when it can be read")
+                if isinstance(picture, Exception):
+                    skipped.append((row[0], why(picture)))
+                else:
+                    shapes.setdefault(picture.shape[:2], []).append((row, picture))
+            for (height, width), members in shapes.items():
+                x = torch.from_numpy(np.stack([picture for _, picture in members])).permute(0, 3, 1, 2)
+                if min(height, width) < args.size:
+                    x = upsample(restore(model, x), fitted(height, width, args.size))
+                else:
+                    copied += len(x)
+                encoded = [pool.submit(png, picture) for picture in x.permute(0, 2, 3, 1).cpu().numpy()]
+                write(behind)
+                behind = [(row, future) for (row, _), future in zip(members, encoded)]
+        write(behind)
+    for name, reason in skipped:
+        print(f"note: skipped {data.root / name}: {reason}")
+    if copied:
+        print(f"note: {counted(copied, 'image')} of {args.size} px or more: copied as they are")
+    record = {"about": about, "args": vars(args), "counts": {s: len(files) for s, files in data.splits.items()}, "skipped": skipped}
+    record |= {"torch": torch.__version__, "code": code_version(), "seconds": round(time.time() - started, 2)}
+    with atomic(mark) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    if folder != to:
+        os.replace(folder, to)
+    done = len(todo) - len(skipped)
+    print(f"wrote {to}: {counted(done, 'image')}" + (f", {done / (time.time() - began):.1f} images/s" if done else ""))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    training = tasks.add_parser("train", help="train a generator on crops of the training images")
+    applying = tasks.add_parser("apply", help="write an enlarged copy of a data set")
+    evaluating = tasks.add_parser("eval", help="reduce the test images, restore them and compare")
+    add_flags(training, "data seed device precision out")
+    training.add_argument("--save", required=True, metavar="FILE.safetensors", help="keep both generators here")
+    training.add_argument("--content", choices=("pixel", "vgg"), default="pixel", help="what the adversarial stage keeps (%(default)s)")
+    training.add_argument("--blocks", type=at_least(1), default=16, help="residual blocks (%(default)s)")
+    training.add_argument("--width", type=at_least(1), default=64, help="channels (%(default)s)")
+    training.add_argument("--crop", type=at_least(16), default=SIDE, help="side of the squares to train on, in pixels (%(default)s)")
+    training.add_argument("--batch", type=at_least(1), default=16, help="squares a step (%(default)s)")
+    training.add_argument("--epochs", type=at_least(1), default=20, help="on pixels alone (%(default)s)")
+    training.add_argument("--adversarial", type=at_least(0), default=10, metavar="EPOCHS", help="and then adversarial (%(default)s)")
+    training.add_argument("--lr", type=float, default=1e-3, help="learning rate at its peak, a tenth when adversarial (%(default)s)")
+    training.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left checkpoints")
+    add_flags(applying, "data device precision")
+    add_flags(evaluating, "data seed device precision out")
+    for task in (applying, evaluating):
+        task.add_argument("--weights", required=True, metavar="FILE", help="what train --save wrote, or a file of --dialect")
+        task.add_argument("--dialect", choices=("pytorch-gan",), help="the file is a generator of PyTorch-GAN (ours)")
+        task.add_argument("--batch", type=at_least(1), default=8, help="images at a time (%(default)s)")
+    applying.add_argument("--generator", choices=("srgan", "pixel"), default="srgan", help="adversarial, or pixel-only (%(default)s)")
+    applying.add_argument("--model", help="bring the pictures to the input size of this model (toy-ViT on toy, else ViT-B/32)")
+    applying.add_argument("--size", type=at_least(8), metavar="N", help="or bring their short side to N pixels")
+    applying.add_argument("--to", metavar="FOLDER", help="write them here (data/NAME-srgan)")
+    evaluating.add_argument("--grid", metavar="FILE", help="draw some of the pictures as PNG (none)")
+    args = parser.parse_args()
+    started = time.time()
+    device, dtype = pick_device(args.device, args.precision)
+    if args.task == "train":
+        if not args.save.endswith(".safetensors"):
+            training.error(f"--save {args.save}: must end in .safetensors")
+        if not 0 < args.lr < 1:
+            training.error("--lr must lie in 0 to 1")
+        return train(args, device, dtype, started)
+
+    path = weights_file("srgan", args.weights)
+    sha256 = file_sha256(path)
+    try:
+        nets = build(read_state_dict(path, sha256), args.dialect)
+    except ValueError as error:
+        fail(f"--weights {path}: {why(error)}")
+    models = {name: as_model(fold(net), name, 0, device, dtype, sha256) for name, net in nets.items()}
+    data = load_data(args.data, seed=getattr(args, "seed", 0), union=True)
+    {"apply": apply, "eval": evaluate}[args.task](args, models, data, started)
+
+
+if __name__ == "__main__":
+    main()
