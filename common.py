@@ -34,7 +34,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
@@ -56,7 +56,7 @@ def fail(message):
 
 
 @contextmanager
-def atomic(path):
+def replacing(path):
     """Yield a temporary name beside `path` and move it there at the end, so that `path` is always whole or absent."""
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
@@ -64,11 +64,19 @@ def atomic(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        fail(f"{path}: cannot be written: {why(error)}")
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(path):
+    """The same for the main thread: what cannot be written ends the program."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        fail(f"{path}: cannot be written: {why(error)}")
 
 
 def save_tensors(value, path):
@@ -79,6 +87,12 @@ def save_tensors(value, path):
                 torch.save(value, file)
         except RuntimeError as error:  # torch's word for a full disk
             raise OSError(f"the disk may be full: {why(error)}") from error
+
+
+def save_weights(tensors, path, about):
+    """Write {name: tensor} as .safetensors with the strings of `about`, with the rights of any other file."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, about))
 
 
 def why(error):
@@ -625,7 +639,7 @@ def weights_file(name, weights=None):
             return path
         except Exception as error:
             reason = error
-    fail(f"--model {name}: its weights cannot be downloaded ({type(reason).__name__}); fetch {url} elsewhere and {put}")
+    fail(f"{name}: its weights cannot be downloaded ({type(reason).__name__}); fetch {url} elsewhere and {put}")
 
 
 def file_sha256(path):
@@ -915,6 +929,8 @@ def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, 
     Returns (history, best, seconds a step): `best` is the snapshot with the highest score, of equals the earliest; `train` of the
     history is the mean score of the training batches since the row before.
     """
+    if batch > count:
+        fail(f"--batch {batch}: more than the {count} images to train on; give a smaller one")
     torch.manual_seed(seed)
     if checkpoint:  # what a kill while writing has left
         for stale in Path(checkpoint).parent.glob(f".*-{Path(checkpoint).name}"):

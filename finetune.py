@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
 from common import (
     add_flags,
     at_least,
-    atomic,
     centre_and_spread,
     class_bootstrap,
     class_embeddings,
@@ -54,6 +53,7 @@ from common import (
     read_metadata,
     read_pictures,
     read_templates,
+    save_weights,
     snapshot,
     some,
     write_result,
@@ -331,8 +331,6 @@ def main():
     every_class(train, data)
     if not len(val.rows):
         fail(f"--data {args.data}: one training image a class, none can be held out to validate with")
-    if args.batch > len(train.rows):
-        fail(f"--batch {args.batch}: more than the {len(train.rows)} images to train on")
 
     # the head that training starts from
     if args.method == "cs" or args.head == "text":
@@ -477,8 +475,7 @@ def main():
             state |= zip(("head.weight", "head.bias"), net.head.plain())
         else:
             state["logit_scale"].clamp_(max=math.log(100))  # the last step may have gone beyond
-        with atomic(args.save) as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary, about)
+        save_weights(state, args.save, about)
         print(f"saved {args.save}")
     for checkpoint in checkpoints.values():  # last: until here a run that ends too early loses nothing
         checkpoint.unlink(missing_ok=True)

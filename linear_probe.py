@@ -15,12 +15,10 @@ import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from common import (
     HOLDOUT,
     add_flags,
-    atomic,
     blocked_split,
     centre_and_spread,
     counted,
@@ -38,6 +36,7 @@ from common import (
     print_setup,
     progress,
     read_templates,
+    save_weights,
     some,
     wilson,
     write_result,
@@ -188,9 +187,7 @@ def main():
         about = {"model": model.name, "sha256": model.sha256, "features": model.features, "type": data.type}
         about |= {"act": model.act, "split": digest([i.paths for i in hold_out(images, args.seed).values()])}
         about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
-        tensors = {f"{name}.{part}": t.cpu() for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
-        with atomic(args.save) as temporary:
-            save_file(tensors, temporary, about)
+        save_weights({f"{name}.{part}": t for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}, args.save, about)
         print(f"saved {args.save}")
 
 

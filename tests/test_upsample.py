@@ -195,15 +195,21 @@ def test_on_real_photos_too(real):
 
 def test_crops_are_a_function_of_seed_epoch_and_image():
     picture = np.arange(9 * 12 * 3, dtype=np.uint8).reshape(9, 12, 3)
-    whole, seen = picture[:9, :9], set()
+    whole, seen, places = picture[:9, :9], set(), set()
     for epoch in range(60):
         found = sr.crop(picture, 8, [0, epoch, 3])
         assert np.array_equal(found, sr.crop(picture, 8, [0, epoch, 3])) and found.shape == (8, 8, 3)
         back = [np.rot90(found[:, ::flip], k) for flip in (1, -1) for k in range(4)]
-        squares = {picture[t : t + 8, j : j + 8].tobytes() for t in (0, 1) for j in range(5)}
-        assert any(b.tobytes() in squares for b in back)
+        squares = [picture[t : t + 8, j : j + 8].tobytes() for t in (0, 1) for j in range(5)]
+        places.add(next(squares.index(b.tobytes()) for b in back if b.tobytes() in squares))
         seen.add(sr.crop(whole, 9, [0, epoch, 3]).tobytes())
-    assert len(seen) == 8
+    assert len(seen) == 8 and len(places) == 10
+
+
+def test_pictures_are_compared_at_a_size_that_they_have():
+    assert sr.common_side([(32, 32)] * 3 + [None]) == 32 and sr.common_side([(500, 500)]) == 500
+    assert sr.common_side([(40, 30)] * 9) == 30 and sr.common_side([(300, 200), (400, 500)]) == 96
+    assert sr.common_side([(20 + i, 25 + i) for i in range(10)]) == 20 and sr.common_side([]) == 96
 
 
 def test_short_side_is_fitted():
@@ -238,7 +244,7 @@ def copy_of_tiny(world):
 def test_help_needs_nothing(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     for task, flags in {
-        "train": "data seed device precision out save content blocks width crop batch epochs adversarial lr restart",
+        "train": "data seed device precision out save content blocks width batch epochs adversarial lr restart",
         "apply": "data device precision weights dialect batch generator model size to",
         "eval": "data seed device precision out weights dialect batch grid",
     }.items():
@@ -248,13 +254,15 @@ def test_help_needs_nothing(tmp_path, monkeypatch, call):
 
 
 def test_training_keeps_both_generators_and_tells_the_steps(world, call):
-    args = ("train", "--data", "tiny", *SMALL, "--epochs", 2, "--adversarial", 1, "--save", "g.safetensors", "--out", "g.json")
+    args = ("train", "--data", "tiny", *SMALL, "--epochs", 2, "--adversarial", 1, "--lr", 0.05)
+    args += ("--save", "g.safetensors", "--out", "g.json")
     code, out, err = call(sr.main, *args)
     assert code == 0 and not err and "validation PSNR bicubic" in out
     record = json.loads(Path("g.json").read_text())
     m = record["metrics"]
     assert record["data"]["counts"] == {"train": 24, "val": 8} and record["labels_used"] == 0
-    assert m["steps"]["srgan"] == 3 and m["steps"]["pixel"] in (0, 1, 3, 4, 6) and set(m["val_psnr"]) == {"bicubic", "pixel", "srgan"}
+    best = max(record["history"][:5], key=lambda row: row["val"])
+    assert m["steps"] == {"pixel": best["step"], "srgan": 3} and set(m["val_psnr"]) == {"bicubic", "pixel", "srgan"}
     assert [row["stage"] for row in record["history"]] == ["pixel"] * 5 + ["srgan"] * 3
     assert m["val_psnr"]["pixel"] == max(row["val"] for row in record["history"][:5])
     state = load_file("g.safetensors")
@@ -262,9 +270,15 @@ def test_training_keeps_both_generators_and_tells_the_steps(world, call):
     with safe_open("g.safetensors", "pt") as file:
         assert json.loads(file.metadata()["steps"]) == m["steps"]
     assert not list(Path().glob("*.ckpt")) and not torch.equal(state["pixel.conv3.0.weight"], state["srgan.conv3.0.weight"])
-    # before any step it is bicubic: PSNR by scikit-image, on the images held out, enlarged by Pillow
+    # what is kept is what was validated: of the pixels the best, of the adversarial stage the last
     images = hold_out({"train": load_images(load_data("tiny"), "train", 96)}, 0)["val"]
     high = next(images.batches(8))
+    for name, net in sr.build(state).items():
+        restored = sr.restore(sr.as_model(net.eval(), name, 0, CPU, torch.float32), upsample(high, 8))
+        assert sr.psnr(restored, high).mean().item() == pytest.approx(m["val_psnr"][name], abs=1e-4)
+    assert m["val_psnr"]["srgan"] == record["history"][-1]["val"]
+    assert Path("g.safetensors").stat().st_mode == Path("g.json").stat().st_mode
+    # before any step it is bicubic: PSNR by scikit-image, on the images held out, enlarged by Pillow
     low = upsample(high, 8).permute(0, 2, 3, 1).numpy()
     large = [np.asarray(Image.fromarray(p).resize((32, 32), Image.BICUBIC)) for p in low]
     expected = [peak_signal_noise_ratio(h, p) for h, p in zip(high.permute(0, 2, 3, 1).numpy(), large)]
@@ -299,18 +313,22 @@ def test_interrupted_training_ends_in_the_same_bits(stage, world, call, monkeypa
     if stage == "srgan":
         code, _, err = call(sr.main, *args[:-1], 1, "--save", "cut.safetensors")
         assert code == 2 and "--adversarial" in err and err.count("\n") == 1
+        Path("cut.pixel.ckpt").rename("cut.pixel.kept")  # the adversarial stage's is refused before the first trains
+        steps = len(calls)
+        assert call(sr.main, *args[:-1], 1, "--save", "cut.safetensors")[0] == 2 and len(calls) == steps
+        Path("cut.pixel.kept").rename("cut.pixel.ckpt")
     before = len(calls)
     code, out, _ = call(sr.main, *args, "--save", "cut.safetensors")
     assert code == 0 and "goes on from" in out
     whole, cut = load_file("whole.safetensors"), load_file("cut.safetensors")
     assert all(torch.equal(whole[key], cut[key]) for key in whole) and not list(Path().glob("*.ckpt"))
-    assert len(calls) - before < 12  # all of them would be 12
+    assert len(calls) - before == (8 if stage == "pixel" else 2)  # of 12, from the validation before the cut
 
 
 def test_what_it_measures_is_scikit_images(world, call, weights):
     args = ("eval", "--data", "tiny", "--weights", weights, "--batch", 5, "--precision", "float32", "--out", "e.json", "--grid", "g.png")
     code, out, err = call(sr.main, *args)
-    assert code == 0 and not err and "another scale" in out and "reduced to 8 px" in out
+    assert code == 0 and not err and "another scale" in out and "reduced to 8 px" in out and "srgan - bicubic" in out
     m = json.loads(Path("e.json").read_text())["metrics"]
     high = next(load_images(load_data("tiny"), "test", 96).batches(32))
     low = upsample(high, 8)
@@ -354,13 +372,13 @@ def test_what_it_writes_is_a_data_set_like_any_other(world, call, weights):
     code, out, _ = call(zero_shot.main, "--data", "mine-srgan", "--model", "toy-RN")
     assert code == 0 and "32 test images, 4 classes" in out
     record = json.loads((enlarged / "upsample.json").read_text())
-    assert record["counts"] == {"train": 32, "test": 32} and record["args"]["size"] == 64
+    assert record["images"] == 64 and record["skipped"] == [] and record["args"]["size"] == 64
 
 
 def test_interrupted_it_goes_on_where_it_was(world, call, weights, monkeypatch):
     args = ("apply", "--data", "tiny", "--weights", weights, "--size", 40)
     assert call(sr.main, *args, "--to", "whole")[0] == 0
-    plain, written = sr.png, []
+    plain, written = Image.fromarray, []
 
     def interrupt(pixels):
         written.append(0)
@@ -368,23 +386,24 @@ def test_interrupted_it_goes_on_where_it_was(world, call, weights, monkeypatch):
             raise KeyboardInterrupt
         return plain(pixels)
 
-    monkeypatch.setattr(sr, "png", interrupt)
+    monkeypatch.setattr(sr.Image, "fromarray", interrupt)
     with pytest.raises(KeyboardInterrupt):
         call(sr.main, *args, "--to", "cut")
     assert not Path("cut").exists()
     done = {name: p.stat().st_mtime_ns for name, p in files_of(".cut-unfinished").items() if name.endswith(".png")}
     assert 8 <= len(done) <= 30
     (Path(".cut-unfinished") / next(iter(done))).with_name(".77-0.png").write_bytes(b"cut off")
-    monkeypatch.setattr(sr, "png", plain)
+    monkeypatch.setattr(sr.Image, "fromarray", plain)
     code, out, _ = call(sr.main, *args, "--to", "cut")
     assert code == 0 and f"{len(done)} of them done before" in out and not Path(".cut-unfinished").exists()
     whole, cut = files_of("whole"), files_of("cut")
     assert whole.keys() == cut.keys() and all(cut[name].stat().st_mtime_ns == time for name, time in done.items())
     assert all(whole[name].read_bytes() == cut[name].read_bytes() for name in whole if name.endswith(".png"))
-    # complete, it does nothing; a file that has gone is made again
+    # complete, it does nothing; what has gone is made again, and only that
     lost = next(name for name in cut if name.endswith(".png"))
     cut[lost].unlink()
     assert call(sr.main, *args, "--to", "cut")[0] == 0 and cut[lost].read_bytes() == whole[lost].read_bytes()
+    assert all(cut[name].stat().st_mtime_ns == time for name, time in done.items() if name != lost)
     code, out, _ = call(sr.main, *args, "--to", "cut")
     assert code == 0 and "nothing to do" in out
 
@@ -402,16 +421,77 @@ def test_pictures_of_any_kind(world, call, weights):
     code, out, err = call(sr.main, "apply", "--data", "mine", "--weights", weights, "--size", 64)
     assert code == 0 and not err, err
     assert "1 image of 64 px or more: copied" in out
-    notes = [line for line in out.splitlines() if "skipped" in line]
+    notes = [line for line in out.splitlines() if line.startswith("note: skipped")]
+    assert "2 images skipped" in out and "no test folder" not in out
     assert len(notes) == 2 and any("one.png" in n and "1 x 1 px" in n for n in notes) and any("broken.jpg" in n for n in notes)
     enlarged = Path("data/mine-srgan/Training") / toy.TOY[0]
     sizes = {name: Image.open(enlarged / f"{name}.png").size for name in ("wide", "grey", "clear", "large")}
     assert sizes == {"wide": (96, 64), "grey": (64, 160), "clear": (64, 64), "large": (70, 90)}
     assert np.array_equal(np.asarray(Image.open(enlarged / "large.png")), np.asarray(Image.open(folder / "large.png")))
     assert (enlarged.parent / "empty class").is_dir() and not (enlarged / "one.png").exists()
+    record = json.loads(Path("data/mine-srgan/upsample.json").read_text())
+    assert record["images"] == 68 and len(record["skipped"]) == 2 and record["copied"] == 1
+    assert "nothing to do" in call(sr.main, "apply", "--data", "mine", "--weights", weights, "--size", 64)[1]
     Image.new("RGB", (20, 20)).save(folder / "wide.png")
     code, _, err = call(sr.main, "apply", "--data", "mine", "--weights", weights, "--size", 64, "--to", "new")
     assert code == 2 and "wide.jpg" in err and "wide.png" in err and "one name" in err and err.count("\n") == 1 and not Path("new").exists()
+
+
+def test_either_generator_and_the_other_dialect_are_applied(world, call, weights):
+    torch.save(random_state(), "generator_9.pth")
+    common = ("--data", "tiny", "--size", 40, "--precision", "float32")
+    for to, args, state, dialect in (
+        ("a", ("--weights", weights, "--generator", "pixel"), load_file(weights), None),
+        ("b", ("--weights", weights), load_file(weights), None),
+        ("c", ("--weights", "generator_9.pth", "--dialect", "pytorch-gan"), random_state(), "pytorch-gan"),
+    ):
+        assert call(sr.main, "apply", *common, *args, "--to", to)[0] == 0
+        net = sr.build(state, dialect)["pixel" if to == "a" else "srgan"].eval()
+        file = next(Path("data/tiny/Test").rglob("*.jpg"))
+        x = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None]
+        expected = upsample(sr.restore(sr.as_model(net, "", 0, CPU, torch.float32), x), 40)[0].permute(1, 2, 0).numpy().astype(int)
+        found = np.asarray(Image.open(to / file.relative_to("data/tiny").with_suffix(".png")))
+        assert np.abs(found - expected).max() <= 1 and expected.std() > 1
+    code, out, _ = call(sr.main, "eval", *common[:2], "--weights", "generator_9.pth", "--dialect", "pytorch-gan")
+    assert code == 0 and "srgan - bicubic" in out and "pixel" not in out
+
+
+def test_test_images_have_no_say_and_nor_do_labels(world, call):
+    source = copy_of_tiny(world)
+    args = ("train", "--data", "mine", *SMALL, "--epochs", 1, "--adversarial", 1)
+    assert call(sr.main, *args, "--save", "a.safetensors")[0] == 0
+    for file in (source / "Test").rglob("*.jpg"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)).save(file)
+    assert call(sr.main, *args, "--save", "b.safetensors")[0] == 0
+    a, b = load_file("a.safetensors"), load_file("b.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_content_may_be_features_of_vgg(world, call, monkeypatch):
+    """With a small network in place of VGG19, whose half a gigabyte is not at hand here."""
+    from types import SimpleNamespace
+
+    torch.manual_seed(0)
+    net = SimpleNamespace(features=nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU()).requires_grad_(False))
+    asked = []
+    vgg = SimpleNamespace(visual=net, normalise=lambda x: x / 255 - 0.5)
+    monkeypatch.setattr(sr, "load_model", lambda name, *a, **k: asked.append(name) or vgg)
+    args = ("train", "--data", "tiny", *SMALL, "--epochs", 1, "--adversarial", 2)
+    for content in ("pixel", "vgg"):
+        assert call(sr.main, *args, "--content", content, "--save", f"{content}.safetensors")[0] == 0
+    a, b = load_file("pixel.safetensors"), load_file("vgg.safetensors")
+    assert asked == ["vgg19"] and torch.equal(a["pixel.conv2.0.weight"], b["pixel.conv2.0.weight"])
+    assert not torch.equal(a["srgan.conv3.0.weight"], b["srgan.conv3.0.weight"])
+
+
+def test_images_that_training_has_seen_are_no_test(world, call):
+    source = copy_of_tiny(world)
+    shutil.rmtree(source / "Test")
+    train = ("train", "--data", "mine", *SMALL, "--batch", 4, "--epochs", 1, "--adversarial", 0, "--save", "g.safetensors", "--seed", 1)
+    assert call(sr.main, *train)[0] == 0
+    assert call(sr.main, "eval", "--data", "mine", "--weights", "g.safetensors", "--seed", 1)[0] == 0
+    code, _, err = call(sr.main, "eval", "--data", "mine", "--weights", "g.safetensors")
+    assert code == 2 and "--seed 1" in err and err.count("\n") == 1
 
 
 class Bomb:
@@ -427,6 +507,14 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
     wrong["conv2.0.weight"] = wrong["conv2.0.weight"][:, :4]
     torch.save(wrong, "wrong.pth")
     torch.save({key: tensor for key, tensor in random_state().items() if "conv3" not in key}, "short.pth")
+    torch.save(random_state() | {"conv3.0.bias": torch.tensor([0.0, float("nan"), 0.0])}, "nan.pth")
+    shutil.copytree("data/tiny/Test", "broken/Training")
+    for file in Path("broken").rglob("*.jpg"):
+        file.write_bytes(b"no picture")
+    for name, text in (("list", "[]"), ("odd", '{"about": []}')):
+        Path(name).mkdir()
+        Path(name, "upsample.json").write_text(text)
+    Path("dangling").symlink_to("nowhere")
     Path("busy").mkdir()
     Path("busy/mine.txt").write_text("mine")
     assert call(sr.main, "apply", "--data", "tiny", "--weights", weights, "--to", "there", "--size", 40)[0] == 0
@@ -439,6 +527,11 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
         (("--weights", "list.pth", *gan), ("list.pth", "not a readable file of tensors")),
         (("--weights", "wrong.pth", *gan), ("wrong.pth", "conv2.0.weight")),
         (("--weights", "short.pth", *gan), ("short.pth", "conv3.0.weight")),
+        (("--weights", "nan.pth", *gan), ("nan.pth", "not finite")),
+        (("--weights", weights, "--to", "list"), ("list", "not made by this script")),
+        (("--weights", weights, "--to", "odd"), ("odd", "not made by this script")),
+        (("--weights", weights, "--to", "dangling"), ("dangling", "not made by this script")),
+        (("--weights", weights, "--to", "/proc/x"), ("/proc/", "goes on")),
         (("--weights", "weights/toy-RN.pt"), ("toy-RN.pt", "pixel")),
         (("--weights", weights, *gan), ("sr.safetensors", "conv1.0.weight")),
         (("--weights", weights, "--to", "data/tiny"), ("--to data/tiny", "--data")),
@@ -451,6 +544,8 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
     ):
         code, _, err = call(sr.main, "apply", "--data", "tiny", *args)
         assert code == 2 and all(word in err for word in words) and err.count("\n") == 1, (args, err)
+    code, out, err = call(sr.main, "apply", "--data", "./broken", "--weights", weights)
+    assert code == 2 and "no image can be decoded" in err and err.count("\n") == 1 and not Path("data/broken-srgan").exists()
     assert not Path("executed").exists() and not Path("data/tiny-srgan").exists() and not list(Path().glob(".*"))
     assert {name: p.read_bytes() for name, p in files_of("there").items()} == before and Path("busy/mine.txt").read_text() == "mine"
 
@@ -467,7 +562,8 @@ def test_bad_training_input_is_one_line(world, call):
         (("train", "--data", "tiny", "--save", "x.safetensors", "--batch", "99"), "--batch 99"),
         (("train", "--data", "tyo", "--save", "x.safetensors"), "tyo"),
         (("train", "--data", "tiny"), "--save"),
-        (("train", "--data", "tiny", "--save", "x.safetensors", "--crop", "8"), "--crop"),
+        (("train", "--data", "tiny", "--save", "x.safetensors", "--content", "vgg", "--adversarial", "0"), "--content vgg"),
+        (("apply", "--data", "tiny", "--weights", "x", "--size", "64", "--model", "toy-RN"), "--model"),
         ((), "task"),
     ):
         code, _, err = call(sr.main, *args)
