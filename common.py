@@ -1132,7 +1132,9 @@ FLAGS = {
     ),
     "batch": dict(type=at_least(1), help="images at a time on the device (256; 32 where a CPU works on large ones)"),
     "out": dict(
-        type=json_file, metavar="FILE.json", help="write the result here as JSON, and the predictions beside it as .npz (only print)"
+        type=json_file,
+        metavar="FILE.json",
+        help="write the result here as JSON, and predictions, if it makes any, beside it as .npz (only print)",
     ),
 }
 

@@ -540,14 +540,16 @@ def main():
     training.add_argument("--width", type=at_least(1), default=64, help="channels (%(default)s)")
     training.add_argument("--batch", type=at_least(1), default=16, help=f"squares of {SIDE} px a step (%(default)s)")
     training.add_argument("--epochs", type=at_least(1), default=20, help="on pixels alone (%(default)s)")
-    training.add_argument("--adversarial", type=at_least(0), default=10, metavar="EPOCHS", help="and then adversarial (%(default)s)")
+    training.add_argument(
+        "--adversarial", type=at_least(0), default=10, metavar="EPOCHS", help="then against a discriminator (%(default)s)"
+    )
     training.add_argument("--lr", type=float, default=1e-3, help="learning rate at its peak, a tenth when adversarial (%(default)s)")
     training.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left checkpoints")
     add_flags(applying, "data device precision")
     add_flags(evaluating, "data seed device precision out")
     for task in (applying, evaluating):
         task.add_argument("--weights", required=True, metavar="FILE", help="what train --save wrote, or a file of --dialect")
-        task.add_argument("--dialect", choices=("pytorch-gan",), help="the file is a generator of PyTorch-GAN (ours)")
+        task.add_argument("--dialect", choices=("pytorch-gan",), help="FILE holds a generator of PyTorch-GAN (our own kind)")
         task.add_argument("--batch", type=at_least(1), default=8, help="images at a time (%(default)s)")
     applying.add_argument("--generator", choices=("srgan", "pixel"), default="srgan", help="adversarial, or pixel-only (%(default)s)")
     sizing = applying.add_mutually_exclusive_group()

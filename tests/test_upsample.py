@@ -494,6 +494,22 @@ def test_images_that_training_has_seen_are_no_test(world, call):
     assert code == 2 and "--seed 1" in err and err.count("\n") == 1
 
 
+def test_what_cannot_be_read_stops_it(world, call, weights, monkeypatch):
+    """A disk or a network folder that fails is no broken picture: nothing is skipped for it."""
+    source, plain = copy_of_tiny(world), sr.image_sizes
+    lost = next((source / "Test").rglob("*.jpg"))
+
+    def vanish(data, files):
+        sizes = plain(data, files)
+        lost.unlink()
+        return sizes
+
+    monkeypatch.setattr(sr, "image_sizes", vanish)
+    code, out, err = call(sr.main, "apply", "--data", "mine", "--weights", weights)
+    assert code == 2 and lost.name in err and "goes on" in err and err.count("\n") == 1 and "skipped" not in out
+    assert not Path("data/mine-srgan").exists()
+
+
 class Bomb:
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))
