@@ -576,6 +576,9 @@ def main():
     except ValueError as error:
         fail(f"--weights {path}: {why(error)}")
     models = {name: as_model(fold(net), name, 0, device, dtype, sha256) for name, net in nets.items()}
+    if args.dialect:
+        low, high = (255 * (np.array(IMAGENET[0]) + sign * np.array(IMAGENET[1])) for sign in (-1, 1))
+        print(f"note: after tanh and de-normalising no value is below {low.min():.0f} or above {high.max():.0f} of 255: white turns grey")
     data = load_data(args.data, seed=getattr(args, "seed", 0), union=True)
     try:
         {"apply": apply, "eval": evaluate}[args.task](args, models, data, started)
