@@ -318,6 +318,11 @@ def read_image(path, size):
     return np.asarray(image), thumbnail
 
 
+def not_the_image(error):
+    """Whether the disk, a permission or the memory failed and not the picture: then it must not be skipped for good."""
+    return isinstance(error, MemoryError) or bool(getattr(error, "errno", None))
+
+
 def read_pictures(files, size):
     """Picture files of any kind and size as uint8 (N, 3, size, size); one that cannot be read ends the program."""
     pixels = []
@@ -367,9 +372,9 @@ def image_sizes(data, files):
         return list(progress(pool.map(size, files), "headers", "img", len(files)))
 
 
-def native_size(data, files):
-    """The side S if every image is S x S, else 0; unreadable files do not count."""
-    sizes = {s for s in image_sizes(data, files) if s}
+def native_size(sizes):
+    """The side S if all of these (width, height) are S x S, else 0; None, of unreadable files, does not count."""
+    sizes = {s for s in sizes if s}
     w, h = sizes.pop() if len(sizes) == 1 else (0, 1)
     return w if w == h else 0
 
@@ -385,7 +390,7 @@ def load_images(data, split, size):
     stem = f"cache/images/{data.name}-{split}"
     scan = Path(f"{stem}-{digest([DECODING, listing])}.json")
     if not scan.exists():
-        native = native_size(data, files)
+        native = native_size(image_sizes(data, files))
         with atomic(scan) as temporary:
             temporary.write_text(json.dumps(native))
     native = read_json(scan)
@@ -406,7 +411,7 @@ def load_images(data, split, size):
                     pixels[i], thumbnails[i] = read_image(data.root / files[i][0], stored)
                 except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
                     reasons.append((i, why(error)))
-                    if isinstance(error, MemoryError) or getattr(error, "errno", None):
+                    if not_the_image(error):
                         unread.append(f"{data.root / files[i][0]}: {why(error)}")
 
             for _ in progress(pool.map(decode, range(len(files))), f"decoding {split}", "img", len(files)):
@@ -767,7 +772,7 @@ def imagenet_network(name, state):
         net.load_state_dict(state)
         return net, net.input_resolution, net.output_dim, CLIP_NORMALISE.mean, CLIP_NORMALISE.std
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    size = transform.crop_size[0]
+    size = input_size(name)
     options = {"image_size": size} if name.startswith("vit_") else {}
     if name in ("inception_v3", "googlenet"):  # their weights expect another normalisation, which this flag computes
         options = {"transform_input": True, "init_weights": False}

@@ -48,6 +48,8 @@ from common import (
     load_images,
     load_model,
     model_name,
+    native_size,
+    not_the_image,
     pick_device,
     progress,
     read_checkpoint,
@@ -230,13 +232,10 @@ def ssim(x, y):
 # ---- pictures -----------------------------------------------------------------------------------------------------------
 
 
-def common_side(sizes):
-    """Side of the squares that pictures of these (width, height) are compared as: their own if all are such, else the short side
-    that nine of ten have, at most SIDE, because an enlarged picture would teach blur."""
-    sizes = [size for size in sizes if size]
-    if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
-        return sizes[0][0]
-    return min(SIDE, int(np.quantile([min(size) for size in sizes], 0.1))) if sizes else SIDE
+def short_side(sizes):
+    """The short side that nine of ten pictures of these (width, height) have, at most SIDE: an enlarged one would teach blur."""
+    sides = [min(size) for size in sizes if size]
+    return min(SIDE, int(np.quantile(sides, 0.1))) if sides else SIDE
 
 
 def crop(picture, size, seed):
@@ -289,7 +288,8 @@ def as_model(net, name, size, device, dtype, sha256=""):
 
 def train(args, device, dtype, started):
     data = load_data(args.data, seed=args.seed, union=True)
-    side = common_side(image_sizes(data, data.files("train")))
+    sizes = image_sizes(data, data.files("train"))
+    side = native_size(sizes) or short_side(sizes)
     images = hold_out({s: load_images(data, s, side) for s in ("train", "val") if data.splits.get(s)}, args.seed)
     learn, val = images["train"], images["val"]
     if not len(val.rows):
@@ -384,7 +384,8 @@ def evaluate(args, models, data, started):
     told, test = read_metadata(args.weights), data.files("test")
     if told.get("files") == data.fingerprint and told["test"] != digest([row[0] for row in test]):
         fail(f"--seed {args.seed}: holds out other test images than training did, which has seen some of them; say --seed {told['seed']}")
-    images = load_images(data, "test", common_side(image_sizes(data, test)))
+    sizes = image_sizes(data, test)
+    images = load_images(data, "test", native_size(sizes) or short_side(sizes))
     size = images.pixels.shape[1] // SCALE * SCALE
     if size < 12:
         fail(f"--data {args.data}: images of {images.pixels.shape[1]} px are too small to compare, 12 are needed")
@@ -490,7 +491,7 @@ def apply(args, models, data, started):
         for batch, pictures in zip(batches, read_ahead(pool, decode, batches)):
             shapes = {}
             for row, picture in zip(batch, pictures):
-                if isinstance(picture, MemoryError) or getattr(picture, "errno", None):  # the disk or a permission, not the image
+                if isinstance(picture, Exception) and not_the_image(picture):
                     fail(f"{data.root / row[0]}: {why(picture)}; the same command goes on from here")
                 if isinstance(picture, Exception):
                     skipped.append((row[0], why(picture)))

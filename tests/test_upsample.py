@@ -17,7 +17,7 @@ from torch import nn
 import toy
 import upsample as sr
 import zero_shot
-from common import hold_out, load_data, load_images, upsample
+from common import hold_out, load_data, load_images, native_size, upsample
 
 # ---- networks ---------------------------------------------------------------------------------------------------------
 
@@ -163,6 +163,8 @@ def test_each_adversarial_loss_teaches_its_own_network():
     assert fooled.item() == pytest.approx(bce(torch.tensor(2.0), torch.tensor(1.0)).item())
 
 
+WANG = {"data_range": 255, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # their SSIM
+
 # ---- measures -----------------------------------------------------------------------------------------------------------
 
 
@@ -173,9 +175,8 @@ def test_psnr_and_ssim_are_scikit_images(shape):
     y[:, :, 2:7, 3:9] = torch.randint(0, 256, (count, 3, 5, 6), dtype=torch.uint8)
     y[0] = (x[0].float() * 0.8 + 20).to(torch.uint8)
     a, b = (t.permute(0, 2, 3, 1).numpy() for t in (x, y))
-    options = {"data_range": 255, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     assert sr.psnr(x, y).tolist() == pytest.approx([peak_signal_noise_ratio(p, q, data_range=255) for p, q in zip(a, b)], abs=1e-4)
-    assert sr.ssim(x, y).tolist() == pytest.approx([structural_similarity(p, q, **options) for p, q in zip(a, b)], abs=1e-9)
+    assert sr.ssim(x, y).tolist() == pytest.approx([structural_similarity(p, q, **WANG) for p, q in zip(a, b)], abs=1e-9)
     assert sr.psnr(x, x).tolist() == [100.0] * count and sr.ssim(x, x).tolist() == pytest.approx([1.0] * count)
 
 
@@ -184,9 +185,8 @@ def test_on_real_photos_too(real):
     high = torch.from_numpy(np.stack([np.array(Image.open(f)) for f in files])).permute(0, 3, 1, 2)
     restored = upsample(upsample(high, 25), 100)
     a, b = (t.permute(0, 2, 3, 1).numpy() for t in (restored, high))
-    options = {"data_range": 255, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     assert sr.psnr(restored, high).tolist() == pytest.approx([peak_signal_noise_ratio(q, p) for p, q in zip(a, b)], abs=1e-4)
-    assert sr.ssim(restored, high).tolist() == pytest.approx([structural_similarity(p, q, **options) for p, q in zip(a, b)], abs=1e-9)
+    assert sr.ssim(restored, high).tolist() == pytest.approx([structural_similarity(p, q, **WANG) for p, q in zip(a, b)], abs=1e-9)
     assert 20 < sr.psnr(restored, high).mean() < 40
 
 
@@ -207,9 +207,12 @@ def test_crops_are_a_function_of_seed_epoch_and_image():
 
 
 def test_pictures_are_compared_at_a_size_that_they_have():
-    assert sr.common_side([(32, 32)] * 3 + [None]) == 32 and sr.common_side([(500, 500)]) == 500
-    assert sr.common_side([(40, 30)] * 9) == 30 and sr.common_side([(300, 200), (400, 500)]) == 96
-    assert sr.common_side([(20 + i, 25 + i) for i in range(10)]) == 20 and sr.common_side([]) == 96
+    def side(sizes):
+        return native_size(sizes) or sr.short_side(sizes)
+
+    assert side([(32, 32)] * 3 + [None]) == 32 and side([(500, 500)]) == 500
+    assert side([(40, 30)] * 9) == 30 and side([(300, 200), (400, 500)]) == 96
+    assert side([(20 + i, 25 + i) for i in range(10)]) == 20 and side([]) == 96
 
 
 def test_short_side_is_fitted():
@@ -335,11 +338,10 @@ def test_what_it_measures_is_scikit_images(world, call, weights):
     nets = sr.build(load_file(weights))
     restored = {name: sr.restore(sr.as_model(net.eval(), name, 0, CPU, torch.float32), low) for name, net in nets.items()}
     restored["bicubic"] = upsample(low, 32)
-    options = {"data_range": 255, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     originals = high.permute(0, 2, 3, 1).numpy()
     for measure, function in (
         ("psnr", lambda p, q: peak_signal_noise_ratio(p, q)),
-        ("ssim", lambda p, q: structural_similarity(p, q, **options)),
+        ("ssim", lambda p, q: structural_similarity(p, q, **WANG)),
     ):
         pictures = {name: x.permute(0, 2, 3, 1).numpy() for name, x in restored.items()}
         values = {name: np.array([function(p, q) for p, q in zip(originals, x)]) for name, x in pictures.items()}
