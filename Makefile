@@ -1,10 +1,12 @@
-# make               everything: .venv, toy data and encoders, every run, every figure
+# make               everything: .venv, toy data and encoders, every run, every figure; started again, what is missing
 # make test          lint and tests
-# make check         the accuracy claims, read from results/
+# make check         the claims about the toy world, read from results/
+# make readme        the figures of toy into pics/, its table into README.md
 # make clean         removes caches and figures; never data, weights or results
 # make help          these lines
 #
-# make all DATA=fruits360 CLIP="RN101 ViT-B-32" IMAGENET="resnet101"     the same on data/fruits360, or on any folder of class folders
+# make all DATA=fruits360 CLIP="RN101 ViT-B-32" IMAGENET="resnet101"     the same on data/fruits360, or on any folder of class folders,
+#                                                     with frozen encoders; FINETUNE=1 trains them and an SRGAN too
 # make all PYTHON=python                              in your own environment, where nothing is installed
 
 PYTHON ?= .venv/bin/python
@@ -13,12 +15,13 @@ NAME   := $(notdir $(DATA:%/=%))
 CLIP   ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
 IMAGENET ?= $(if $(filter toy,$(NAME)),toy-imagenet,resnet101 efficientnet_b7 vit_b_32)
 
-# fine-tuning: small encoders bear, and need, larger steps than finetune.py's defaults (chosen on held-out training images)
-TUNE   ?= $(if $(filter toy,$(NAME)),--lr 5e-4 --epochs 16)
+# training networks takes a GPU, or patience, but for toys; CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
+FINETUNE  ?= $(if $(filter toy,$(NAME)),1,0)
+UPSAMPLED ?= $(if $(filter-out 0,$(FINETUNE)),$(CLIP))
 
-# upsampling: a small generator for small pictures; CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
-SRGAN  ?= $(if $(filter toy,$(NAME)),--blocks 4 --width 32 --epochs 8 --adversarial 4)
-UPSAMPLED ?= $(CLIP)
+# small encoders bear, and need, larger steps than finetune.py's defaults (chosen on held-out training images); small pictures a small SRGAN
+TUNE  ?= $(if $(filter toy,$(NAME)),--lr 5e-4 --epochs 12)
+SRGAN ?= $(if $(filter toy,$(NAME)),--blocks 4 --width 32 --epochs 8 --adversarial 4)
 
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
@@ -32,57 +35,73 @@ endif
 CLIPS     := $(CLIP:%=$(NAME)/%)
 ENLARGED  := $(UPSAMPLED:%=$(NAME)-srgan/%)
 ALL       := $(CLIPS) $(IMAGENET:%=$(NAME)/%)
-ZERO_SHOT := $(CLIPS:%=results/zero_shot/%.json) $(ENLARGED:%=results/zero_shot/%.json)
-GRIDS     := $(CLIPS:%=figures/zero_shot/%.png)
+ZERO_SHOT := $(patsubst %,results/zero_shot/%.json,$(CLIPS) $(ENLARGED))
 PROMPTS   := $(CLIPS:%=results/prompts/%.json)
-PROBES    := $(ALL:%=results/linear_probe/%.json) $(ENLARGED:%=results/linear_probe/%.json)
+PROBES    := $(patsubst %,results/linear_probe/%.json,$(ALL) $(ENLARGED))
 FEW_SHOT  := $(ALL:%=results/few_shot/%.json)
-ML        := $(ALL:%=results/finetune/%-ml.json) $(ENLARGED:%=results/finetune/%-ml.json)
-CS        := $(CLIPS:%=results/finetune/%-cs.json) $(ENLARGED:%=results/finetune/%-cs.json)
 RESTORED  := $(if $(UPSAMPLED),results/upsample/$(NAME)/eval.json)
-RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(ML) $(CS)
+ifneq ($(filter-out 0,$(FINETUNE)),)
+ML        := $(patsubst %,results/finetune/%-ml.json,$(ALL) $(ENLARGED))
+CS        := $(patsubst %,results/finetune/%-cs.json,$(CLIPS) $(ENLARGED))
+FROZEN    := $(ALL:%=results/finetune/%-frozen.json)
+endif
+RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(CS) $(FROZEN)
+MISSING   := $(filter-out $(wildcard $(RUNS)),$(RUNS))
 
+# rewritten only when a picture has come, gone or changed, and then every run is out of date
+STAMP := results/$(NAME).fingerprint
 # --data of a run: DATA may be a path, of which NAME is the last part
 OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 
-.PHONY: all test check clean help
+.PHONY: all study test check readme clean help
 .DELETE_ON_ERROR:
 
-all: $(RUNS) $(GRIDS) $(RESTORED)
+# goes on after a run that fails; plot.py draws what there is, names what is missing, and fails then
+all: | $(ENV) $(WORLD)
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) $(if $(filter-out toy,$(NAME)),--runs $(MISSING))
+	-$(MAKE) --no-print-directory --keep-going study
+	$(PYTHON) plot.py --data $(NAME) --expect $(RUNS)
 
-$(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run))): | data/$(NAME)-srgan/upsample.json
+study: $(RUNS)
 
-$(ZERO_SHOT): results/zero_shot/%.json: | $(ENV) $(WORLD)
+$(STAMP): | $(ENV) $(WORLD)
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $@
+
+$(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
+$(filter results/%,$(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run)))): data/$(NAME)-srgan/upsample.json
+
+$(ZERO_SHOT): results/zero_shot/%.json:
 	$(PYTHON) zero_shot.py --data $(OF) --model $(*F) --out $@
 
-$(GRIDS): figures/zero_shot/%.png: results/zero_shot/%.json
-	$(PYTHON) zero_shot.py --data $(OF) --model $(*F) --grid $@
-
-$(PROMPTS): results/prompts/%.json: | $(ENV) $(WORLD)
+$(PROMPTS): results/prompts/%.json:
 	$(PYTHON) prompts.py --data $(OF) --model $(*F) --out $@
 
-$(PROBES): results/linear_probe/%.json: | $(ENV) $(WORLD)
+$(PROBES): results/linear_probe/%.json:
 	$(PYTHON) linear_probe.py --data $(OF) --model $(*F) --save $(@:.json=.safetensors) --out $@
 
-$(FEW_SHOT): results/few_shot/%.json: | $(ENV) $(WORLD)
+$(FEW_SHOT): results/few_shot/%.json:
 	$(PYTHON) few_shot.py --data $(OF) --model $(*F) --out $@
 
 # starts from the head of the probe; one seed
-$(ML): results/finetune/%-ml.json: | results/linear_probe/%.json $(ENV) $(WORLD)
+$(ML): results/finetune/%-ml.json: | results/linear_probe/%.json
 	$(PYTHON) finetune.py --data $(OF) --model $(*F) --method ml --head results/linear_probe/$*.safetensors $(TUNE) --out $@
 
-$(CS): results/finetune/%-cs.json: | $(ENV) $(WORLD)
+$(CS): results/finetune/%-cs.json:
 	$(PYTHON) finetune.py --data $(OF) --model $(*F) --method cs $(TUNE) --out $@
 
-weights/srgan-$(NAME).safetensors: | $(ENV) $(WORLD)
+# a linear layer from nothing, as the curves show it that the trained encoder is compared with
+$(FROZEN): results/finetune/%-frozen.json:
+	$(PYTHON) finetune.py --data $(OF) --model $(*F) --freeze --head random $(TUNE) --out $@
+
+weights/srgan-$(NAME).safetensors:
 	$(PYTHON) upsample.py train --data $(DATA) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
 
-results/upsample/$(NAME)/eval.json: | weights/srgan-$(NAME).safetensors
-	$(PYTHON) upsample.py eval --data $(DATA) --weights weights/srgan-$(NAME).safetensors --grid figures/upsample/$(NAME).png --out $@
+results/upsample/$(NAME)/eval.json: weights/srgan-$(NAME).safetensors
+	$(PYTHON) upsample.py eval --data $(DATA) --weights $< --out $@
 
 # the mark of a data set that is whole
-data/$(NAME)-srgan/upsample.json: | weights/srgan-$(NAME).safetensors
-	$(PYTHON) upsample.py apply --data $(DATA) --weights weights/srgan-$(NAME).safetensors
+data/$(NAME)-srgan/upsample.json: weights/srgan-$(NAME).safetensors
+	$(PYTHON) upsample.py apply --restart --data $(DATA) --weights $<
 
 # the last file that toy.py writes; order-only, because git and copies keep no file times
 weights/toy-imagenet.pt: | $(ENV)
@@ -104,6 +123,9 @@ test: | $(TEST_ENV)
 
 check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
+
+readme: | $(ENV)
+	$(PYTHON) plot.py --data toy --to pics --readme README.md
 
 clean:
 	rm -rf cache figures .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,7 @@ class Data:
     type: str  # "fruit", ... or "": the prompts' "a type of ..."
     splits: dict
     fingerprint: str
+    made: dict = field(default_factory=dict)  # of a set that upsample.py has made: its source's fingerprint, and the seconds it took
 
     def files(self, split):
         if not self.splits.get(split):
@@ -259,7 +261,10 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
         print(f"note: no test folder: a run of neighbouring files of each class is the test split, {mask.sum()} images, seed {seed}")
     if type is None:
         type = TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
-    return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint)
+    made, mark = {}, root / "upsample.json"
+    if mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
+        made = {"source": record["about"].get("files"), "seconds": record.get("seconds")}
+    return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint, made)
 
 
 def class_words(root, classes, classnames=None):
@@ -817,6 +822,17 @@ def features(model, images, batch=None):
     return torch.from_numpy(np.concatenate(parts)), images.labels
 
 
+def speed(model, x, rounds=5, enough=2.0):
+    """Images a second from uint8 (B, 3, S, S) to features: the fastest of `rounds` batches, or of as many as `enough` seconds allow."""
+    model.encode_image(x)
+    times = []
+    while len(times) < rounds and sum(times) < enough:
+        began = time.perf_counter()
+        model.encode_image(x).cpu()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return len(x) / min(times)
+
+
 def centre_and_spread(x, model):
     """Mean (D,) of features x (N, D) and their standard deviation over all, (): what makes encoders comparable."""
     mean = x.mean(0)
@@ -1043,6 +1059,13 @@ def class_bootstrap(correct, labels, draws=2000, seed=0):
     return np.quantile((drawn @ hits) / (drawn @ counts), [0.025, 0.975]).tolist()
 
 
+def paired_difference(after, before, labels):
+    """Mean of after - before over images, both (N,) of 0 to 1, with its two 95 % intervals, over images and over classes."""
+    d = after.astype(float) - before
+    half = 1.959964 * d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else math.inf
+    return {"mean": d.mean().item(), "ci95": [d.mean() - half, d.mean() + half], "ci95_class": class_bootstrap(d, labels)}
+
+
 def evaluate(logits, labels, classes, pairs=10):
     """Metrics of logits (N, C) against labels (N,): accuracies in 0..1; mean_per_class over the classes that have images.
 
@@ -1166,16 +1189,33 @@ def code_version():
         return "sha256:" + file_sha256(__file__)[:12]
 
 
-def write_result(out, args, data, model, images, metrics, started, logits=None, labels_used=0, history=None):
-    """Write FILE.json with everything a number depends on, and where there are logits FILE.npz with the predictions.
+def example_pictures(images, predicted, confusions, classes, seed, side=112):
+    """Small pictures for the figures: positions `shown` of up to 16 random images, `pairs` (P, 2) of images of confused classes,
+    one that was confused and one of the class it was taken for, and the uint8 `pictures` (16 + 2 P, S, S, 3) of both lists."""
+    true = images.labels.numpy()
+    shown, pairs = np.random.default_rng(seed).permutation(len(true))[:16], []
+    for c in confusions[:4]:
+        t, p = classes.index(c["true"]), classes.index(c["predicted"])
+        mine, theirs = np.flatnonzero((true == t) & (predicted == p)), np.flatnonzero(true == p)
+        if len(theirs):  # one that was named right, if there is one
+            pairs.append((mine[0], theirs[np.argmax(predicted[theirs] == p)]))
+    x = torch.from_numpy(images.pixels[images.rows[[*shown, *np.ravel(pairs).astype(int)]]]).permute(0, 3, 1, 2)
+    x = upsample(x, side) if x.shape[-1] > side else x
+    return {"shown": shown, "pairs": np.array(pairs, int).reshape(-1, 2), "pictures": x.permute(0, 2, 3, 1).numpy()}
 
-    `images` are the splits used, `{name: Images}`; `logits` (N, C) are those of its last one. `labels_used` counts the
-    labelled images that anything was learnt or chosen from.
+
+def write_result(out, args, data, model, images, metrics, started, logits=None, labels_used=0, history=None, arrays=None):
+    """Write FILE.json with everything a number depends on and, where there are predictions or other arrays, FILE.npz.
+
+    `images` are the splits used, `{name: Images}`; `logits` (N, C) are those of its last one, of which the .npz then holds
+    paths, labels, predictions and a few pictures. `labels_used` counts the labelled images that anything was learnt or chosen from.
     """
     out = Path(out)
     counts = {"counts": {s: len(i.rows) for s, i in images.items()}, "skipped": {s: len(i.skipped) for s, i in images.items()}}
+    counts |= {"made": data.made} if data.made else {}
     record = {
         "script": Path(sys.argv[0]).stem,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "args": vars(args),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
         "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.features},
@@ -1192,11 +1232,14 @@ def write_result(out, args, data, model, images, metrics, started, logits=None, 
         },
         "seconds": round(time.time() - started, 2),
     }
-    if logits is not None:  # first: where the record exists, its predictions do
-        last = list(images.values())[-1]
-        predicted, confidence = logits.numpy().argmax(1), logits.softmax(1).numpy().max(1)
+    last, arrays = list(images.values())[-1], dict(arrays or {})
+    if logits is not None:
+        predicted = logits.numpy().argmax(1)
+        arrays |= {"predicted": predicted, "confidence": logits.softmax(1).numpy().max(1)}
+        arrays |= example_pictures(last, predicted, metrics.get("confusions", ()), data.classes, args.seed)
+    if arrays:  # first: where the record exists, its predictions do
         with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-            np.savez(file, index=np.array(last.paths), true=last.labels.numpy(), predicted=predicted, confidence=confidence)
+            np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), **arrays)
     with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(f"wrote {out}")

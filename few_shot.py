@@ -199,7 +199,7 @@ def main():
         }
 
     table = {method: {} for method in methods}
-    used, done = set(), {}
+    used, done, shares = set(), {}, []
     for k in progress(args.shots, f"{model.name} few-shot", "k"):
         draws = [draw(labels.numpy(), k, args.seed + i) for i in range(args.seeds)]
         rows, which = np.unique(draws, axis=0, return_inverse=True)  # with all labels there is but one
@@ -219,9 +219,12 @@ def main():
                 "values": values.tolist(),
                 "ci95_class": class_bootstrap(right.mean(0), images["test"].labels),
             }
+            shares.append(np.float32(right.mean(0)))
     print_table(table, metrics["labels"], metrics["draws"], len(labels))
     if args.out:
-        write_result(args.out, args, data, model, images, metrics | table, started, labels_used=max(len(used), chosen_with))
+        arrays = {"right": np.reshape(shares, (len(args.shots), len(methods), -1))}  # of the draws, the share that named the image right
+        labels_used = max(len(used), chosen_with)
+        write_result(args.out, args, data, model, images, metrics | table, started, labels_used=labels_used, arrays=arrays)
 
 
 if __name__ == "__main__":

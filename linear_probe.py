@@ -38,6 +38,7 @@ from common import (
     read_templates,
     save_weights,
     some,
+    speed,
     wilson,
     write_result,
 )
@@ -159,6 +160,7 @@ def main():
         **{key.replace("top1", "test"): value for key, value in m.items()},
         "l2": chosen["l2"],
         "class_mean": evaluate(means.cpu(), labels, data.classes)["top1"],
+        "images_per_second": speed(model, next(images["test"].batches(args.batch or model.batch))),
         "near_copies": copies.double().mean().item(),
         "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
     }
@@ -174,6 +176,7 @@ def main():
     for split in ("train", "val"):
         print(f"{split:15} {metrics[split]:.3f}   95 % interval {metrics[f'{split}_ci95'][0]:.3f} to {metrics[f'{split}_ci95'][1]:.3f}")
     print(f"class mean      {metrics['class_mean']:.3f}   on test, nearest class mean of the same features")
+    print(f"encoder         {metrics['images_per_second']:,.0f} images/s, from decoded picture to features")
     print(f"near-copies     {metrics['near_copies']:.3f}   of the test images resemble a training image (thumbnail cosine > {COPY})")
     without = f"{right.double().mean():.3f}" if len(right) >= FEW else "too few left"
     print(f"without them    {without}   {counted(len(right), 'image')}")

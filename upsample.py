@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -420,7 +421,8 @@ def evaluate(args, models, data, started):
             draw_grid(temporary, columns)
         print(f"drew {args.grid}")
     if args.out:
-        write_result(args.out, args, data, models[last], {"test": images}, metrics, started)
+        arrays = {title.lower(): np.stack(column) for title, column in columns.items()}
+        write_result(args.out, args, data, models[last], {"test": images}, metrics, started, arrays=arrays)
 
 
 def apply(args, models, data, started):
@@ -445,12 +447,19 @@ def apply(args, models, data, started):
     mark = folder / "upsample.json"
     found = read_json(mark) if mark.is_file() else {}
     found = found if isinstance(found, dict) and isinstance(found.get("about"), dict) else {"about": {}}
-    if os.path.lexists(folder) and (other := [key for key in about if found["about"].get(key) != about[key]]):
-        what = f"made with other {', '.join(other)}" if found["about"] else "was not made by this script"
+    other = [key for key in about if found["about"].get(key) != about[key]]
+    if found["about"] and other and args.restart:
+        for stale in [f for f in (to, part) if f.is_dir()]:
+            shutil.rmtree(stale)
+        folder, found, other = part, {"about": {}}, []
+    if os.path.lexists(folder) and other:
+        what = f"made with other {', '.join(other)} (--restart makes it anew)" if found["about"] else "was not made by this script"
         fail(f"{folder}: {what}; delete it, or name another folder by --to")
     done = {name for name, target in targets.items() if (folder / target).exists()}
     skipped = found.get("skipped", [])
     if folder == to and len(done) + len(skipped) == len(rows):
+        with suppress(OSError):
+            mark.touch()  # for make: it is as new as what it was made from
         return print(f"{to}: complete, nothing to do")
     if folder == to:  # somebody has taken pictures out of it
         os.replace(to, part)
@@ -556,6 +565,7 @@ def main():
     sizing = applying.add_mutually_exclusive_group()
     sizing.add_argument("--model", help="bring the pictures to the input size of this model (toy-ViT on toy, else ViT-B/32)")
     sizing.add_argument("--size", type=at_least(8), metavar="N", help="or bring their short side to N pixels")
+    applying.add_argument("--restart", action="store_true", help="make anew what this script made of other pictures or weights")
     applying.add_argument("--to", metavar="FOLDER", help="write them here (data/NAME-srgan)")
     evaluating.add_argument("--grid", metavar="FILE", help="draw some of the pictures as PNG (none)")
     args = parser.parse_args()

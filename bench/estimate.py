@@ -1,0 +1,97 @@
+"""How long `make all` will take on this machine, before it begins; and whether pictures have changed since it ran last.
+
+    python bench/estimate.py --data fruits360 --runs results/few_shot/fruits360/RN101.json ...
+    python bench/estimate.py --data toy --stamp results/toy.fingerprint       # rewrites the file only if a picture changed
+
+Each model encodes a few batches of noise. The rest is arithmetic, good to about a factor of two.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import upsample
+from common import atomic, counted, load_data, load_model, pick_device, speed
+
+START, FIT = 6, 30  # seconds: to start a script; to fit a probe or few-shot methods on a few thousand features
+STEP = 3  # forward passes that a training step costs
+EPOCHS, BATCH, STAGES = 5, 16, (20, 10)  # defaults of finetune.py and of upsample.py train
+CRITIC = 3  # pixel steps that an adversarial step costs
+
+
+def duration(seconds):
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{int(seconds < 10 * size)}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def generator_step(device):
+    """Seconds of a step on pixels with SRGAN's own size, from one crop: on a GPU too much."""
+    net = upsample.Generator(16, 64).to(device)
+    side = upsample.SIDE // upsample.SCALE
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        net(torch.rand(1, 3, side, side, device=device)).mean().backward()
+        next(net.parameters()).grad.sum().item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return BATCH * min(times)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--runs", nargs="*", default=[], metavar="FILE", help="results still to be made, named as in the Makefile")
+    parser.add_argument("--stamp", metavar="FILE", help="keep the fingerprint of the data here")
+    args = parser.parse_args()
+
+    data = load_data(args.data, union=True)
+    if args.stamp:
+        stamp = Path(args.stamp)
+        if not stamp.exists() or stamp.read_text() != data.fingerprint:
+            if stamp.exists():
+                print(f"{data.name}: its pictures have changed, every result is made anew")
+            with atomic(stamp) as temporary:
+                temporary.write_text(data.fingerprint)
+    runs = [(Path(file).parts[-3], Path(file).stem) for file in args.runs]
+    if not runs:
+        return
+
+    counts = {split: len(files) for split, files in data.splits.items()}
+    device, dtype = pick_device()
+    print(f"{data.name}: {counted(sum(counts.values()), 'image')}, {counted(len(runs), 'run')} to do on {device}, give or take half:")
+    total, more, train = 0, 0, counts.get("train", 0)
+    for name in sorted({stem for script, stem in runs if script == "linear_probe"}):
+        mine = [(script, stem.removeprefix(name)) for script, stem in runs if stem.removeprefix(name) in ("", "-ml", "-cs", "-frozen")]
+        try:
+            model = load_model(name)
+        except SystemExit:  # it has said why; the runs will, too
+            print(f"  {name:16} not counted")
+            continue
+        rate = speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8), rounds=2)
+        frozen = sum(counts.values()) / rate + sum(START + FIT * (script in ("linear_probe", "few_shot")) for script, _ in mine)
+        epoch = train / rate
+        trained = EPOCHS * epoch * sum({"-ml": STEP, "-cs": STEP, "-frozen": 1}.get(variant, 0) for _, variant in mine)
+        total += frozen + trained
+        print(f"  {name:16} {rate:8,.1f} images/s: features and fits {duration(frozen)}", end=", ")
+        if trained:
+            print(f"fine-tuning {duration(trained)}")
+        else:
+            wanted = EPOCHS * epoch * (STEP + 1 + STEP * bool(model.encode_text))
+            more += wanted
+            print(f"with FINETUNE=1 {duration(wanted)} more")
+    steps = train / BATCH * (STAGES[0] + CRITIC * STAGES[1])
+    srgan = any(script == "upsample" for script, _ in runs)
+    seconds = steps * generator_step(device)
+    print(f"  {'SRGAN':16} {'training' if srgan else 'with FINETUNE=1'} {duration(seconds)}{'' if srgan else ' more'}")
+    total, more = total + srgan * seconds, more + (not srgan) * seconds
+    print(f"in all about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
+
+
+if __name__ == "__main__":
+    main()

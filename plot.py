@@ -1,0 +1,688 @@
+"""Figures, table and recommendation of the study, from results/ alone: no model is run and no data set is read.
+
+    python plot.py --data toy                # figures/toy/*.png, in 15 s
+    python plot.py --data toy --table        # Markdown: each result with its command, and what follows from them
+
+NAME-srgan, the data set that upsample.py made of NAME, is shown beside NAME. Results of other pictures or weights than the
+rest are refused; what is missing is named, and the exit code is then 1. It needs results that the scripts wrote with --out.
+
+    right    (N,) for each test image 1 or 0, or the share of the draws of few_shot.py that named it right
+"""
+
+import argparse
+import json
+import shlex
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, wilson
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREEN, RED, GREY = "#1a7f37", "#c62828", "#777777"
+MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-tuned, cs": "D"}
+STYLES = {"class-mean": ("v", ":"), "linear": ("o", "--"), "tip": ("^", "-."), "text-init": ("s", "-")}
+UPSAMPLINGS = ("bicubic", "SRGAN")
+SHOTS = ("1", "4", "16")  # labels a class that get a row in the table
+COPIES = 0.2  # share of near-copies from which the numbers come with a warning
+
+
+@dataclass
+class Run:
+    """A result: what it was made with, and the record itself."""
+
+    script: str
+    model: str
+    variant: str  # of finetune.py ml, cs, frozen; of upsample.py train, eval
+    upsampling: str
+    record: dict
+    file: Path
+
+    def __post_init__(self):
+        self.metrics, self.history = self.record["metrics"], self.record.get("history", [])
+        saved = self.file.with_suffix(".npz")
+        self.arrays = dict(np.load(saved)) if saved.exists() else {}
+        if not self.arrays and self.variant != "train":
+            fail(f"{saved}: missing beside its .json; delete that too, and make makes both anew")
+
+    @property
+    def method(self):
+        names = {"zero_shot": "zero-shot", "prompts": "chosen prompts", "few_shot": "few labels", "linear_probe": "linear probe"}
+        return names.get(self.script) or ("linear layer, random start" if self.variant == "frozen" else f"fine-tuned, {self.variant}")
+
+    @property
+    def few(self):
+        """The method of few_shot.py that stands for a model: captions and labels together where there are captions."""
+        return "text-init" if "text-init" in self.metrics else "linear"
+
+    def right(self, k=None):
+        """(N,), of k labels a class where the run is one of few_shot.py."""
+        if k is None:
+            return (self.arrays["true"] == self.arrays["predicted"]).astype(float)
+        methods = [name for name in STYLES if name in self.metrics]
+        return self.arrays["right"][list(self.metrics["labels"]).index(k), methods.index(self.few)].astype(float)
+
+    def accuracy(self, k=None):
+        """(test accuracy, low, high): the wider of its 95 % intervals over images and over classes."""
+        right = self.right(k)
+        return right.mean(), *wider(wilson(right.sum(), len(right)), class_bootstrap(right, self.arrays["true"]))
+
+
+def wider(*intervals):
+    return max(intervals, key=lambda i: i[1] - i[0])
+
+
+def versus(a, b, k=None):
+    """(mean of a - b, low, high) over the same test images, the wider interval; k as in Run.right, of a."""
+    names = [[str(Path(path).with_suffix("")) for path in run.arrays["index"]] for run in (a, b)]
+    if names[0] != names[1]:
+        fail(f"{a.file} and {b.file}: tested on other images; delete the older one")
+    d = paired_difference(a.right(k), b.right(), a.arrays["true"])
+    return d["mean"], *wider(d["ci95"], d["ci95_class"])
+
+
+def load(folder, name):
+    """All runs of NAME and NAME-srgan, sorted; fails where they do not belong together."""
+    runs, seen = [], {}
+    for data, upsampling in zip((name, f"{name}-srgan"), UPSAMPLINGS):
+        for file in sorted([*Path(folder).glob(f"*/{data}/*.json"), *Path(folder).glob(f"*/{data}/*/*.json")]):
+            record = read_json(file)
+            try:
+                args, model = record["args"], record["model"]["name"] if record["script"] != "upsample" else ""
+                variant = "frozen" if args.get("freeze") else args.get("method", args.get("task", ""))
+                run = Run(record["script"], model, variant, upsampling, record, file)
+                made_of = {
+                    f"pictures of {data}": record["data"]["fingerprint"],
+                    f"test images of {name}": record["data"]["counts"].get("test"),
+                }
+                if model:
+                    made_of[f"weights of {model}"] = record["model"]["sha256"]
+                if upsampling == "SRGAN":
+                    made_of[f"pictures of {name}"] = record["data"].get("made", {}).get("source")
+            except (KeyError, TypeError, AttributeError):
+                fail(f"{file}: not a result of these scripts; take it out of {folder}")
+            if variant == "train":
+                del made_of[f"test images of {name}"]
+            for what, value in made_of.items():
+                first = seen.setdefault(what, (value, file))
+                if first[0] != value:
+                    fail(f"{first[1]} and {file}: of different {what}; delete the older one and run make again")
+            if (twin := seen.setdefault((run.script, model, variant, upsampling), file)) != file:
+                fail(f"{twin} and {file}: two results of one run; take one out of {folder}")
+            runs.append(run)
+    return runs
+
+
+class Study:
+    """The runs of a data set, and a colour for each model, the same in each figure."""
+
+    def __init__(self, name, runs):
+        self.name, self.runs = name, runs
+        self.models = sorted({run.model for run in runs if run.model}, key=lambda m: (not self.find("zero_shot", m), m))
+        self.colours = {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(self.models)}
+        self.speeds = {run.model: run.metrics["images_per_second"] for run in self.find("linear_probe")}
+        self.chance = next((1 / len(run.record["data"]["classes"]) for run in runs), 0)
+
+    def find(self, script, model=None, variant=None, upsampling="bicubic"):
+        return [
+            run
+            for run in self.runs
+            if run.script == script and model in (None, run.model) and variant in (None, run.variant) and run.upsampling == upsampling
+        ]
+
+    def one(self, *args):
+        return next(iter(self.find(*args)), None)
+
+
+def missing(study):
+    """Files that these results lack to be whole: what one model of a kind has, each should have."""
+    kinds, lacks = {}, []
+    for run in study.runs:
+        if run.model:
+            kinds.setdefault((run.script, run.variant, run.upsampling), run.file.parent)
+    for (script, variant, upsampling), folder in kinds.items():
+        clip_only = script in ("zero_shot", "prompts") or variant == "cs" or upsampling == "SRGAN"
+        pool = [m for m in study.models if not clip_only or study.find("zero_shot", m, None, upsampling)]
+        names = [
+            m.replace("/", "-").replace("@", "-") + f"-{variant}".rstrip("-")
+            for m in pool
+            if not study.find(script, m, variant, upsampling)
+        ]
+        lacks += [str(folder / f"{name}.json") for name in names]
+    return lacks
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------------
+
+
+def panels(count, width=9.0, height=3.6, **kwargs):
+    """A figure as wide as a README, and `count` axes side by side."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    axes = fig.subplots(1, count, squeeze=False, **kwargs)[0]
+    for ax in axes:
+        ax.grid(color="#e5e5e5", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    return fig, axes
+
+
+def shot_axis(ax, ks, everything=None):
+    """Log axis of labels a class, with 0 to the left of 1 and all of them at `everything`."""
+    ax.set_xscale("log", base=2)
+    ticks = {0.5: "0", **{k: str(k) for k in ks}, **({everything: "all"} if everything else {})}
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    ax.minorticks_off()
+    ax.set_xlabel("labels a class")
+
+
+def chance_line(ax, chance):
+    ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)), label="chance")
+
+
+def draw_zero_shot(study, run):
+    """Random test pictures, captioned `Predicted (True)`."""
+    a, classes = run.arrays, run.record["data"]["classes"]
+    fig = Figure(figsize=(9, 9.8), layout="constrained")
+    for ax in (axes := fig.subplots(4, 4)).flat:
+        ax.axis("off")
+    for ax, i, picture in zip(axes.flat, a["shown"], a["pictures"]):
+        guess, true = classes[a["predicted"][i]], classes[a["true"][i]]
+        ax.imshow(picture)
+        caption = f"{guess} ({true})"
+        if len(caption) > 28:  # one line each, and no longer than the picture is wide
+            caption = "\n".join((textwrap.shorten(guess, 26, placeholder=" …"), textwrap.shorten(f"({true})", 26, placeholder=" …)")))
+        ax.set_title(caption, color=GREEN if guess == true else RED, fontsize=9, parse_math=False)
+    fig.suptitle(
+        f"{study.name}: zero-shot, {run.model}, accuracy {run.metrics['top1']:.3f}; predicted (true)", fontsize=11, parse_math=False
+    )
+    return fig
+
+
+def draw_few_shot(study):
+    """Test accuracy against labels a class; mean and standard deviation of the draws; zero-shot is the star at 0."""
+    runs = [study.one("few_shot", model) for model in study.models if study.find("few_shot", model)]
+    fig, axes = panels(len(runs), sharey=True)
+    for ax, run in zip(axes, runs):
+        m, colour = run.metrics, study.colours[run.model]
+        ks = [k for i, k in enumerate(m["labels"]) if i == 0 or m["labels"][k] > list(m["labels"].values())[i - 1]]
+        for method in [name for name in STYLES if name in m]:
+            marker, line = STYLES[method]
+            mean, spread = ([m[method][k][what] or 0 for k in ks] for what in ("mean", "std"))
+            ax.errorbar(
+                [int(k) for k in ks], mean, spread, marker=marker, linestyle=line, color=colour, label=method, ms=4, lw=1.2, elinewidth=0.8
+            )
+        if "zero_shot" in m:
+            low, high = wider(m["zero_shot_ci95"], m["zero_shot_ci95_class"])
+            error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
+            ax.errorbar([0.5], [m["zero_shot"]], error, marker="*", ms=11, color=colour, linestyle="", label="zero-shot", elinewidth=0.8)
+        chance_line(ax, study.chance)
+        everything = [int(k) for k in ks if m["labels"][k] == run.record["data"]["counts"]["train"]]
+        shot_axis(ax, [int(k) for k in ks], *everything)
+        ax.set_title(run.model, fontsize=10)
+        ax.set_ylim(0, 1)
+        ax.legend(fontsize=7, loc="lower right")
+    axes[0].set_ylabel("test accuracy")
+    return fig
+
+
+def draw_curves(study, lines):
+    """Training and validation accuracy against epochs; `lines` are (run, label, colour, line style)."""
+    fig, axes = panels(2, sharey=True)
+    for i, (run, label, colour, line) in enumerate(lines):
+        rows = [row for row in run.history if "epoch" in row and row["seed"] == run.history[0]["seed"]]
+        count = run.record["data"]["counts"]["val"]
+        trained = [row for row in rows if row["train"] is not None]
+        axes[0].plot([r["epoch"] for r in trained], [r["train"] for r in trained], line, color=colour, label=label, lw=1.4)
+        val = np.array([row["val"] for row in rows])
+        axes[1].plot([row["epoch"] for row in rows], val, line, color=colour, label=label, lw=1.4)
+        low, high = wilson(val[-1] * count, count)
+        axes[1].errorbar(
+            [rows[-1]["epoch"] * (1.02 + 0.015 * i)], val[-1:], [[val[-1] - low], [high - val[-1]]], color=colour, elinewidth=0.8, capsize=2
+        )
+    for ax, split in zip(axes, ("training batches, augmented", "validation, 95 % interval at the end")):
+        ax.set_title(split, fontsize=10)
+        ax.set_xlabel("epoch")
+        if study.chance > ax.get_ylim()[0]:
+            chance_line(ax, study.chance)
+    axes[0].set_ylabel(f"accuracy (chance {study.chance:.3f})")
+    axes[1].legend(fontsize=7, loc="lower right")
+    return fig
+
+
+def draw_frozen(study):
+    """A linear layer alone from a random start, and all of the encoder from the linear probe."""
+    lines = []
+    for model in study.models:
+        for variant, label, line in (("frozen", "linear layer alone, from random", "--"), ("ml", "all, from the probe", "-")):
+            lines += [(run, f"{model}: {label}", study.colours[model], line) for run in study.find("finetune", model, variant)]
+    return draw_curves(study, lines)
+
+
+def draw_methods(study, model):
+    """ml and cs on either upsampling."""
+    lines = []
+    for upsampling, colour in zip(UPSAMPLINGS, (study.colours[model], "#000000")):
+        for variant, line in (("ml", "--"), ("cs", "-")):
+            found = study.find("finetune", model, variant, upsampling)
+            lines += [(run, f"{model}: {variant.upper()}, {upsampling}", colour, line) for run in found]
+    return draw_curves(study, lines)
+
+
+def draw_prompts(study):
+    """Templates ranked by the accuracy on which they were chosen, ± one standard error: the best, the default, the worst."""
+    runs = study.find("prompts")
+    fig, axes = panels(len(runs), height=4.6)
+    for ax, run in zip(axes, runs):
+        ranked = sorted(run.metrics["templates"], key=lambda row: -row["top1"])
+        default = next((i for i, row in enumerate(ranked) if row["template"] == "a photo of a {}, a type of {type}."), None)
+        default = default if default is not None else next((i for i, row in enumerate(ranked) if row["template"] == "a photo of a {}."), 0)
+        shown = sorted({*range(min(12, len(ranked))), default, *range(max(0, len(ranked) - 3), len(ranked))})
+        for y, i in enumerate(shown):
+            row, chosen = ranked[i], ranked[i]["template"] in run.metrics["ensemble"]
+            fill = study.colours[run.model] if chosen else "white"
+            ax.errorbar([row["top1"]], [y], xerr=[row["se"]], marker="o", ms=5, color=study.colours[run.model], mfc=fill, elinewidth=1)
+        names = [f"{i + 1}. {'(default) ' * (i == default)}{ranked[i]['template']}" for i in shown]
+        ax.set_yticks(range(len(shown)), [textwrap.shorten(name, 46, placeholder=" …") for name in names], fontsize=6, parse_math=False)
+        ax.invert_yaxis()
+        split, count = next(iter(run.record["data"]["counts"].items()))
+        ax.set_xlabel(f"accuracy on {count:,} {split} images", fontsize=8)
+        ax.tick_params(axis="x", labelsize=7)
+        ax.set_title(run.model, fontsize=9)
+    fig.suptitle(f"of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}", fontsize=9)
+    return fig
+
+
+def draw_confusions(study, most=3):
+    """The most confused pairs of classes, as pictures: one that was mistaken, and one of the class it was taken for."""
+    runs = [run for run in (*study.find("zero_shot"), *study.find("linear_probe")) if len(run.arrays["pairs"])]
+    fig = Figure(figsize=(9, 1.75 * len(runs)), layout="constrained")
+    fig.get_layout_engine().set(wspace=0.12)
+    axes = fig.subplots(len(runs), most, squeeze=False)
+    for row, run in zip(axes, runs):
+        a, m = run.arrays, run.metrics
+        pictures = a["pictures"][len(a["shown"]) :].reshape(-1, 2, *a["pictures"].shape[1:])
+        for ax in row:
+            ax.axis("off")
+        for ax, (mistaken, other), c in zip(row, pictures, m["confusions"]):
+            gap = np.full((mistaken.shape[0], max(1, mistaken.shape[1] // 8), 3), 255, np.uint8)
+            ax.imshow(np.concatenate([mistaken, gap, other], 1))
+            whole = round(c["count"] / c["share"])
+            names = " → ".join(textwrap.shorten(c[key], 22, placeholder=" …") for key in ("true", "predicted"))
+            ax.set_title(f"{names}\n{c['count']} of {whole}", fontsize=7.5, parse_math=False)
+        row[0].text(
+            -0.04, 0.5, f"{run.model}\n{run.method}", transform=row[0].transAxes, ha="right", va="center", fontsize=8, parse_math=False
+        )
+    return fig
+
+
+def draw_wise(study):
+    """WiSE-FT: validation accuracy of weights between start and fine-tuned; the chosen one is filled."""
+    fig, (ax,) = panels(1, width=6.5)
+    runs = [
+        run for model in study.models for variant in ("ml", "cs") for run in study.find("finetune", model, variant) if run.metrics["wise"]
+    ]
+    for i, run in enumerate(runs):
+        wise, colour, count = run.metrics["wise"], study.colours[run.model], run.record["data"]["counts"]["val"]
+        x, y = np.array([float(a) for a in wise]), np.array(list(wise.values()))
+        low, high = np.array([wilson(v * count, count) for v in y]).T
+        place = x + 0.008 * (i - (len(runs) - 1) / 2)  # side by side, or bars would hide each other
+        line, marker = ("-", "D") if run.variant == "cs" else ("--", "s")
+        ax.errorbar(
+            place,
+            y,
+            [y - low, high - y],
+            color=colour,
+            linestyle=line,
+            lw=1.2,
+            elinewidth=0.5,
+            marker=marker,
+            ms=4,
+            mfc="white",
+            label=f"{run.model}, {run.variant}",
+        )
+        at = np.argmin(np.abs(x - run.metrics["wise_alpha"]))
+        ax.plot(place[at], y[at], marker, color=colour, ms=8, zorder=9)
+    ax.set_xlabel("alpha: 0 is the start, 1 the best fine-tuned weights")
+    ax.set_ylabel(f"validation accuracy, 95 % interval (chance {study.chance:.3f})", fontsize=8)
+    ax.legend(fontsize=7, loc="lower right")
+    return fig
+
+
+def draw_upsampling(study):
+    """Test pictures reduced 4 times, restored by bicubic and by SRGAN, and as they were."""
+    run = study.one("upsample", None, "eval")
+    names = [name for name in ("low", "bicubic", "pixel", "srgan", "original") if name in run.arrays]
+    rows = len(run.arrays["low"])
+    fig = Figure(figsize=(9, 9 / rows * len(names) + 0.3), layout="constrained")
+    axes = fig.subplots(len(names), rows, squeeze=False)
+    for line, name in zip(axes, names):
+        for ax, picture in zip(line, run.arrays[name]):
+            ax.imshow(picture, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+        m = run.metrics["psnr"].get(name)
+        line[0].set_ylabel(
+            name.replace("srgan", "SRGAN") + (f"\n{m['mean']:.1f} dB" if m else f"\n{run.arrays[name].shape[1]} px"), fontsize=9
+        )
+    fig.suptitle(
+        f"{study.name}: test pictures, PSNR as mean of all {run.record['data']['counts']['test']:,}", fontsize=10, parse_math=False
+    )
+    return fig
+
+
+def draw_summary(study):
+    """Test accuracy with the wider interval, against labels a class and against the speed of the encoder."""
+    fig, (left, right) = panels(2, height=4.4, sharey=True, width_ratios=(2.2, 1))
+    ks, everything, used = set(), 1, set()
+
+    def point(ax, x, run, k=None, **kwargs):
+        mean, low, high = run.accuracy(k)
+        error = [[max(mean - low, 0)], [max(high - mean, 0)]]
+        ax.errorbar([x], [mean], error, color=study.colours[run.model], elinewidth=0.8, linestyle="", **kwargs)
+        return mean
+
+    for i, model in enumerate(study.models):
+        beside = 1.05 ** (2 * i - len(study.models) + 1)  # side by side, or bars would hide each other
+        if few := study.one("few_shot", model):
+            labels = few.metrics["labels"]
+            mine = [k for j, k in enumerate(labels) if j == 0 or labels[k] > list(labels.values())[j - 1]]
+            mine = [k for k in mine if labels[k] < few.record["data"]["counts"]["train"]]
+            means = [point(left, int(k) * beside, few, k, marker=".", ms=4) for k in mine]
+            left.plot([int(k) * beside for k in mine], means, color=study.colours[model], lw=1.3)
+            ks.update(int(k) for k in mine)
+        for run in (
+            run for method in MARKERS for run in study.runs if (run.model, run.upsampling, run.method) == (model, "bicubic", method)
+        ):
+            used.add(run.method)
+            style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
+            classes = len(run.record["data"]["classes"])
+            total = run.record["labels_used"] / classes
+            everything = max(everything, total)
+            order = list(MARKERS).index(run.method)
+            point(left, 0.5 * beside if run.method == "zero-shot" else total * beside * 1.16 ** (order - 1), run, **style)
+            if model in study.speeds:
+                point(right, study.speeds[model] * 1.04 ** (order - 1), run, **style)
+    for ax in (left, right):
+        chance_line(ax, study.chance)
+        ax.set_ylim(0, 1)
+    shot_axis(left, [k for k in sorted(ks) if k < 0.75 * everything], everything)
+    left.set_ylabel("test accuracy, 95 % interval")
+    right.set_xscale("log")
+    right.set_xlabel("encoder, images/s")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    right.minorticks_off()
+    low, high = right.get_xlim()
+    right.set_xlim(low / 1.5, high * 1.5)
+    handles = [Line2D([], [], color=study.colours[m], label=m) for m in study.models]
+    handles += [Line2D([], [], color=GREY, linestyle="", marker=MARKERS[m], label=m) for m in MARKERS if m in used]
+    handles += [Line2D([], [], color=GREY, linestyle=(0, (2, 2)), lw=0.8, label="chance")]
+    left.legend(handles=handles, fontsize=7.5, loc="lower right", ncols=2)
+    left.set_title(f"{study.name}: lines are few-shot, text-init for CLIP, linear for others", fontsize=9, parse_math=False)
+    right.set_title("with all labels or none", fontsize=9)
+    return fig
+
+
+def figures(study):
+    """{file name: Figure} of all that there are results for, and [(file name, what it lacks)] for the rest."""
+    plans = [("summary", draw_summary, study.find("linear_probe") or study.find("few_shot"), "linear_probe.py")]
+    plans += [("few_shot", draw_few_shot, study.find("few_shot"), "few_shot.py")]
+    plans += [("frozen_and_full", draw_frozen, study.find("finetune", None, "frozen"), "finetune.py --freeze")]
+    plans += [("prompts", draw_prompts, study.find("prompts"), "prompts.py")]
+    plans += [
+        ("confusions", draw_confusions, [r for r in study.find("linear_probe") if len(r.arrays["pairs"])], "linear_probe.py with a mistake")
+    ]
+    plans += [("wise_ft", draw_wise, study.find("finetune", None, "cs") or study.find("finetune", None, "ml"), "finetune.py")]
+    plans += [("upsampling", draw_upsampling, study.find("upsample", None, "eval"), "upsample.py eval")]
+    drawn = {f"{name}.png": draw(study) for name, draw, found, _ in plans if found}
+    lacking = [(f"{name}.png", what) for name, _, found, what in plans if not found]
+    spelled = {model: model.replace("/", "-").replace("@", "-") for model in study.models}
+    for run in study.find("zero_shot"):
+        drawn[f"zero_shot-{spelled[run.model]}.png"] = draw_zero_shot(study, run)
+    for model in [m for m in study.models if study.find("finetune", m, "cs")]:
+        drawn[f"methods-{spelled[model]}.png"] = draw_methods(study, model)
+    if not study.find("zero_shot"):
+        lacking.append(("zero_shot-MODEL.png", "zero_shot.py"))
+    if not study.find("finetune", None, "cs"):
+        lacking.append(("methods-MODEL.png", "finetune.py --method cs"))
+    return drawn, lacking
+
+
+# ---- table and recommendation -----------------------------------------------------------------------------------------
+
+
+def summarise(study):
+    """What the table and the text under it say: {data, environment, rows, advice}."""
+    rows = []
+    for run in study.runs:
+        if run.script == "upsample":
+            continue
+        classes = len(run.record["data"]["classes"])
+        for k in [k for k in SHOTS if k in run.metrics["labels"]] if run.script == "few_shot" else (None,):
+            mean, low, high = run.accuracy(k)
+            words = shlex.split(run.record["command"])
+            for flag in ("--out", "--save"):
+                if flag in words:
+                    del words[words.index(flag) : words.index(flag) + 2]
+            rows.append(
+                {
+                    "data": study.name,
+                    "model": run.model,
+                    "method": f"few-shot, {run.few}" if k else run.method,
+                    "upsampling": run.upsampling,
+                    "labels": float(k or run.record["labels_used"] / classes),
+                    "test": [round(v, 4) for v in (mean, low, high)],
+                    "seconds": round(run.record["seconds"], 1),
+                    "command": shlex.join(words),
+                }
+            )
+    order = ["zero-shot", "chosen", "few-shot", "linear probe", "linear layer", "fine-tuned"]
+    place = {name: i for i, name in enumerate(order)}
+    rows.sort(
+        key=lambda r: (
+            place[next(n for n in order if r["method"].startswith(n))],
+            r["labels"],
+            r["method"],
+            r["model"],
+            r["upsampling"] != "bicubic",
+        )
+    )
+    run = study.runs[0].record
+    counts = next((r.record["data"]["counts"] for r in study.find("few_shot")), run["data"]["counts"])
+    environment = {key: run["environment"][key] for key in ("torch", "torchvision", "device", "precision")}
+    about = {"name": study.name, "fingerprint": run["data"]["fingerprint"], "classes": len(run["data"]["classes"]), "counts": counts}
+    return {"data": about, "environment": environment, "rows": rows, "advice": advise(study)}
+
+
+def figure_of(mean, low, high, sign=""):
+    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def tied(study, runs):
+    """The best of some runs, and all whose paired interval with it includes 0, the fastest encoder first."""
+    best = max(runs, key=lambda run: run.right().mean())
+    gaps = {id(run): versus(run, best) for run in runs}
+    equal = [run for run in runs if run is best or gaps[id(run)][1] <= 0 <= gaps[id(run)][2]]
+    return best, sorted(equal, key=lambda run: (-study.speeds.get(run.model, 0), run is not best)), gaps
+
+
+def choice(study, runs, what):
+    """One sentence: which of these runs to take."""
+    best, equal, gaps = tied(study, runs)
+    mean = best.accuracy()
+    rate = f", {study.speeds[best.model]:,.0f} images/s" if best.model in study.speeds else ""
+    text = f"**{what}: {equal[0].model}.** "
+    name = {id(run): run.model + (f" ({run.variant})" if run.variant else "") for run in runs}
+    text += f"The best is {name[id(best)]} with {figure_of(*mean)}{rate}"
+    if others := [run for run in equal if run is not best]:
+        told = [f"{name[id(run)]} ({figure_of(*gaps[id(run)], '+')}, {study.speeds.get(run.model, 0):,.0f} images/s)" for run in others]
+        text += f"; not told apart from it: {', '.join(told)}; of these the fastest comes first"
+    behind = [f"{name[id(run)]} {figure_of(*gaps[id(run)], '+')}" for run in runs if run not in equal]
+    return text + (f"; behind it: {', '.join(behind)}." if behind else ".")
+
+
+def advise(study):
+    """Sentences by one rule: an encoder is as good as the best where the wider paired 95 % interval of their difference includes 0."""
+    said, probes, zeros = [], study.find("linear_probe"), study.find("zero_shot")
+    if zeros:
+        said.append(choice(study, zeros, "Without labels"))
+    if probes:
+        said.append(choice(study, probes, "With a frozen encoder and all labels"))
+    enough = []
+    for probe in probes:
+        if few := study.one("few_shot", probe.model):
+            ks = [k for k, n in few.metrics["labels"].items() if n < few.record["data"]["counts"]["train"]]
+            gaps = {k: versus(few, probe, k) for k in ks}
+            k = next((k for k in ks if gaps[k][1] <= 0 <= gaps[k][2] or gaps[k][0] > 0), None)
+            enough.append(
+                f"{probe.model} {k} ({few.few}: {figure_of(*gaps[k], '+')})"
+                if k
+                else f"{probe.model} more than {ks[-1]}"
+                if ks
+                else f"{probe.model}: too few images to tell"
+            )
+    if enough:
+        said.append(f"**Labels a class that come within the interval of all labels and the linear probe:** {'; '.join(enough)}.")
+    tuned = {}  # of each model the method that validation prefers, of equals ml
+    for run in (*study.find("finetune", None, "ml"), *study.find("finetune", None, "cs")):
+        if run.model not in tuned or run.metrics["val"] > tuned[run.model].metrics["val"]:
+            tuned[run.model] = run
+    gains = []
+    for model, run in tuned.items():
+        if probe := study.one("linear_probe", model):
+            times = f"{run.record['seconds']:.0f} s instead of {probe.record['seconds']:.0f} s"
+            gains.append(f"{model} {figure_of(*versus(run, probe), '+')} by {run.variant}, {times}")
+    if gains:
+        said.append(choice(study, list(tuned.values()), "With fine-tuning"))
+        rule = "the method that validation prefers; a fifth of the labels only validates"
+        said.append(f"**Fine-tuning instead of the linear probe** ({rule}): {'; '.join(gains)}.")
+    elif probes:
+        said.append("**Fine-tuning:** not run (`FINETUNE=1`).")
+    pairs = [
+        (r, study.one(r.script, r.model, r.variant, "SRGAN")) for r in study.runs if r.upsampling == "bicubic" and r.script != "upsample"
+    ]
+    gaps = {f"{a.model} {a.method}": versus(b, a) for a, b in pairs if b}
+    if gaps:
+        better, worse = (
+            [name for name, (_, low, high) in gaps.items() if side(low, high)]
+            for side in (lambda low, high: low > 0, lambda low, high: high < 0)
+        )
+        least, most = (pick(gaps, key=lambda name: gaps[name][0]) for pick in (min, max))
+        text = (
+            f"**SRGAN instead of bicubic:** better beyond the interval in {len(better)} of {len(gaps)} comparisons, worse in {len(worse)}; "
+        )
+        text += f"from {figure_of(*gaps[least], '+')} ({least}) to {figure_of(*gaps[most], '+')} ({most})."
+        made = next((r.record["data"]["made"]["seconds"] for r in study.runs if r.upsampling == "SRGAN"), None)
+        train = study.one("upsample", None, "train")
+        costs = [f"training the generator {train.record['seconds']:.0f} s"] if train else []
+        costs += [f"enlarging the pictures {made:.0f} s"] if made else []
+        said.append(text + (f" It costs {' and '.join(costs)}." if costs else ""))
+    elif probes:
+        said.append("**SRGAN:** not run.")
+    if probes:
+        m = probes[0].metrics
+        share = m["near_copies"]
+        if share >= COPIES:
+            rest = [
+                f"{p.model} {p.metrics['test_without_near_copies']:.3f}"
+                for p in probes
+                if p.metrics["test_without_near_copies"] is not None
+            ]
+            without = f" Without them the probes have {', '.join(rest)}." if rest else ""
+            unknown = "how well new objects are told apart is not known"
+            said.append(f"**Warning:** {share:.0%} of the test images are near-copies of training images: {unknown}.{without}")
+        else:
+            said.append(f"**Near-copies:** {share:.1%} of the test images resemble a training image.")
+        said.append(
+            f"All of this rests on one test split of {len(probes[0].right()):,} images, on which the encoders were compared: "
+            "the best one's number is a little too good."
+        )
+    return said
+
+
+def render(summary):
+    """The summary as Markdown."""
+    counts = ", ".join(f"{n:,} {split}" for split, n in summary["data"]["counts"].items())
+    e = summary["environment"]
+    d = summary["data"]
+    lines = [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
+    lines += [
+        "| data | model | method | upsampling | labels a class | test accuracy (wider 95 % interval) | seconds | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in summary["rows"]:
+        labels = f"{r['labels']:g}" if r["labels"] == int(r["labels"]) else f"{r['labels']:.1f}"
+        cells = [
+            r["data"],
+            r["model"],
+            r["method"],
+            r["upsampling"],
+            labels,
+            figure_of(*r["test"]),
+            f"{r['seconds']:,.0f}",
+            f"`{r['command']}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in summary["advice"])]) + "\n"
+
+
+MARKS = ("<!-- table: made by `make readme` -->", "<!-- end of table -->")
+
+
+def insert(text, block, file):
+    """`text` with `block` between its two marks."""
+    if any(text.count(mark) != 1 for mark in MARKS):
+        fail(f"--readme {file}: needs the lines {MARKS[0]} and {MARKS[1]} once each")
+    before, rest = text.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{block}{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="toy", help="name of the data set in the results (%(default)s)")
+    parser.add_argument("--results", default="results", metavar="FOLDER", help="(%(default)s)")
+    parser.add_argument("--to", metavar="FOLDER", help="draw into this folder (figures/NAME)")
+    parser.add_argument("--table", action="store_true", help="print the table and the recommendation instead")
+    parser.add_argument(
+        "--readme", metavar="FILE", help="also keep summary.json beside the figures, and put the table between two marks of FILE"
+    )
+    parser.add_argument("--expect", nargs="*", default=[], metavar="FILE", help="results that there should be")
+    args = parser.parse_args()
+
+    name = Path(args.data).absolute().name
+    study = Study(name, load(args.results, name))
+    if not study.runs and not args.expect:
+        fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")
+    absent = sorted({*missing(study), *(file for file in args.expect if not Path(file).exists())})
+    if args.table:
+        print(render(summarise(study)) if study.runs else "", end="")
+    else:
+        folder = Path(args.to or f"figures/{name}")
+        drawn, lacking = figures(study)
+        for file, fig in drawn.items():
+            with atomic(folder / file) as temporary:
+                fig.savefig(temporary, format="png", dpi=100)
+        print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99)}")
+        for file, what in lacking:
+            print(f"note: {file} is not drawn: no result of {what}")
+    if args.readme:
+        summary, readme = summarise(study), Path(args.readme)
+        text = insert(readme.read_text(), render(summary), readme)
+        for file, content in ((folder / "summary.json", json.dumps(summary, indent=1) + "\n"), (readme, text)):
+            with atomic(file) as temporary:
+                temporary.write_text(content)
+        print(f"wrote {folder / 'summary.json'} and the table in {readme}")
+    for file in absent:
+        print(f"missing: {file}")
+    raise SystemExit(1 if absent else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""plot.py on results whose numbers are known, the Makefile's plan, and the README's table against its summary."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from matplotlib.colors import to_hex
+from PIL import Image
+from scipy.stats import binomtest
+
+import plot
+
+CLASSES = ["ash", "birch", "cedar", "elm"]
+N = 160  # test images, 40 a class, which come class by class
+
+
+def write(folder, script, name, metrics, model="m-clip", wrong=(), data="woods", history=None, args=None, arrays=None, over=()):
+    """A record as write_result makes it; `wrong` are the test images that were named wrong."""
+    file = folder / script / data / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = {"made": {"source": "f1", "seconds": 7.0}} if data.endswith("srgan") else {}
+    record = {
+        "script": script,
+        "command": f"python {script}.py --data {data} --model {model} --save head.safetensors --out {file}",
+        "args": args or {},
+        "data": {
+            "name": data,
+            "fingerprint": "f2" if made else "f1",
+            "classes": CLASSES,
+            "counts": {"train": 80, "val": 20, "test": N},
+            **made,
+        },
+        "model": {"name": model, "sha256": f"sha of {model}"},
+        "labels_used": 0 if script == "zero_shot" else 80,
+        "metrics": metrics,
+        "history": history or [],
+        "environment": {"torch": "2", "torchvision": "0", "device": "cpu", "precision": "float32"},
+        "seconds": 12.3,
+        **dict(over),
+    }
+    true = np.arange(N) // 40
+    predicted = true.copy()
+    predicted[list(wrong)] = (true[list(wrong)] + 1) % 4
+    pictures = np.zeros((20, 8, 8, 3), np.uint8)
+    shown = {"shown": np.arange(16), "pairs": np.array([[0, 40], [50, 80]]), "pictures": pictures}
+    index = [f"{CLASSES[c]}/{i}.{'png' if made else 'jpg'}" for i, c in enumerate(true)]
+    np.savez(file.with_suffix(".npz"), index=index, true=true, predicted=predicted, **shown, **(arrays or {}))
+    file.write_text(json.dumps(record))
+    return file
+
+
+CONFUSED = [
+    {"true": "ash", "predicted": "birch", "count": 8, "share": 0.2},
+    {"true": "birch", "predicted": "cedar", "count": 4, "share": 0.1},
+]
+FINE = {  # of three encoders, the images that a linear probe names wrong, and images a second
+    "m-clip": (range(0, 160, 2), 100.0),  # 80 wrong
+    "m-fast": ([*range(12), *range(100, 116)], 900.0),  # 28 wrong, 16 of them others than those of the best
+    "m-best": ([*range(12), *range(140, 152)], 300.0),  # 24 wrong
+}
+
+
+@pytest.fixture
+def woods(tmp_path):
+    """results/ of a study of one CLIP and two others, whole."""
+    folder = tmp_path / "results"
+    score = {"top1": 0.5, "top1_ci95": [0.4, 0.6], "top1_ci95_class": [0.3, 0.7], "confusions": CONFUSED}
+    for data in ("woods", "woods-srgan"):
+        write(folder, "zero_shot", "m-clip", score, wrong=range(0, 160, 2), data=data)
+    templates = [{"template": f"template {i} of a {{}}.", "top1": 0.5 - i / 100, "top5": 1.0, "se": 0.02} for i in range(30)]
+    write(folder, "prompts", "m-clip", {"templates": templates, "ensemble": [templates[0]["template"]]}, wrong=range(0, 160, 2))
+    for model, (wrong, speed) in FINE.items():
+        probe = {
+            "test": 1 - len(wrong) / N,
+            "images_per_second": speed,
+            "near_copies": 0.3,
+            "test_without_near_copies": 0.5,
+            "confusions": CONFUSED,
+        }
+        write(folder, "linear_probe", model, probe, model, wrong)
+        methods = ["class-mean", "linear", *(["tip", "text-init"] if model == "m-clip" else [])]
+        table = {m: {k: {"mean": 0.6, "std": 0.02} for k in ("1", "4", "32")} for m in methods}
+        right = np.zeros((3, len(methods), N), np.float32)
+        right[0, :, ::3] = 1  # with 1 label every third image, with 4 all but two of those of the probe
+        right[1:, :, [i for i in range(N) if i not in wrong]] = 1
+        right[1, :, [13, 61]] = 0
+        zero = {"zero_shot": 0.5, "zero_shot_ci95": [0.4, 0.6], "zero_shot_ci95_class": [0.3, 0.7]} if model == "m-clip" else {}
+        few = {"labels": {"1": 4, "4": 16, "32": 80}, **zero, **table}
+        write(folder, "few_shot", model, few, model, arrays={"right": right})
+        for variant in ("ml", "frozen", *(("cs",) if model == "m-clip" else ())):
+            rows = [{"seed": 0, "epoch": e / 2, "train": e and 0.5 + e / 20, "val": 0.5 + e / 20} for e in range(5)]
+            rows[0]["train"] = None
+            m = {"test": 0.9, "val": 0.7, "wise": {"0.0": 0.5, "0.5": 0.6, "1.0": 0.7} if variant != "frozen" else None, "wise_alpha": 1.0}
+            args = {"method": variant.replace("frozen", "ml"), "freeze": variant == "frozen"}
+            for data in ("woods", "woods-srgan") if model == "m-clip" and variant != "frozen" else ("woods",):
+                write(folder, "finetune", f"{model}-{variant}", m, model, range(0, 160, 10), data, rows, args)
+    pictures = {name: np.zeros((5, 8, 8, 3), np.uint8) for name in ("low", "bicubic", "srgan", "original")}
+    psnr = {"psnr": {name: {"mean": 20.0, "sd": 1.0} for name in ("bicubic", "srgan")}}
+    write(folder, "upsample", "eval", psnr, "srgan", args={"task": "eval"}, arrays=pictures)
+    return folder
+
+
+def study(folder):
+    return plot.Study("woods", plot.load(folder, "woods"))
+
+
+def test_the_wider_interval_of_images_and_classes(woods):
+    """Errors spread evenly: Wilson's is wider; all of one class: that over classes. scipy's Wilson is the reference."""
+    spread, lumped = (study(woods).one("linear_probe", m).accuracy() for m in ("m-clip", "m-fast"))
+    reference = binomtest(80, N).proportion_ci(method="wilson")
+    assert spread == pytest.approx((0.5, reference.low, reference.high), abs=1e-6)
+    reference = binomtest(132, N).proportion_ci(method="wilson")
+    assert lumped[0] == 1 - 28 / N and lumped[2] - lumped[1] > reference.high - reference.low
+
+
+def test_the_fastest_of_those_as_good_as_the_best_comes_first(woods):
+    s = study(woods)
+    best, equal, gaps = plot.tied(s, s.find("linear_probe"))
+    assert best.model == "m-best" and [run.model for run in equal] == ["m-fast", "m-best"]
+    a, b = (s.one("linear_probe", m) for m in ("m-clip", "m-best"))
+    d = a.right() - b.right()
+    rng = np.random.default_rng(0)
+    by_image = np.quantile([d[rng.integers(0, N, N)].mean() for _ in range(4000)], [0.025, 0.975])
+    by_class = np.quantile([d.reshape(4, 40)[rng.integers(0, 4, 4)].mean() for _ in range(4000)], [0.025, 0.975])
+    wide = max(by_image, by_class, key=np.ptp)
+    assert gaps[id(a)] == pytest.approx((d.mean(), *wide), abs=0.02)
+    said = "\n".join(plot.advise(s))
+    assert "**With a frozen encoder and all labels: m-fast.** The best is m-best with 0.850" in said
+    assert "30% of the test images are near-copies" in said and "one test split of 160 images" in said
+    assert "training the generator" not in said and "enlarging the pictures 7 s" in said
+
+
+def test_labels_that_are_enough(woods):
+    line = next(line for line in plot.advise(study(woods)) if line.startswith("**Labels a class"))
+    names = {"m-clip": "4 (text-init", "m-best": "4 (linear", "m-fast": "4 (linear"}
+    assert all(f"{model} {words}: -0.013 (-0.030 to +0.005)" in line for model, words in names.items())
+
+
+def test_srgan_is_compared_picture_by_picture(woods):
+    write(woods, "zero_shot", "m-clip", {"top1": 0.75, "confusions": CONFUSED}, wrong=range(0, 160, 4), data="woods-srgan")
+    line = next(line for line in plot.advise(study(woods)) if line.startswith("**SRGAN"))
+    assert "better beyond the interval in 1 of 3 comparisons, worse in 0" in line and "to +0.250 (+0.1" in line
+
+
+def test_each_result_is_a_row_with_its_command(woods):
+    summary = plot.summarise(study(woods))
+    rows = {(r["model"], r["method"], r["upsampling"], r["labels"]): r for r in summary["rows"]}
+    # zero-shot 2, prompts 1, probes 3, few-shot 3 models of 2 shots, frozen 3, ml 3 + 1, cs 1 + 1
+    assert len(summary["rows"]) == len(rows) == 21
+    row = rows["m-clip", "linear probe", "bicubic", 20.0]
+    assert row["command"] == "python linear_probe.py --data woods --model m-clip" and row["test"][0] == 0.5
+    assert ("m-clip", "few-shot, text-init", "bicubic", 4.0) in rows and ("m-fast", "few-shot, linear", "bicubic", 1.0) in rows
+    text = plot.render(json.loads(json.dumps(summary)))
+    assert text.count("\n| ") == 22 and "| woods | m-clip | linear probe | bicubic | 20 | 0.500 (" in text
+
+
+def labels(ax):
+    return [label for label in ax.get_legend_handles_labels()[1] if label != "chance"]
+
+
+def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
+    s = study(woods)
+    drawn, lacking = plot.figures(s)
+    names = "summary few_shot frozen_and_full prompts confusions wise_ft upsampling zero_shot-m-clip methods-m-clip"
+    assert set(drawn) == {f"{name}.png" for name in names.split()} and not lacking
+    clip, best, fast = drawn["few_shot.png"].axes
+    assert labels(clip) == ["class-mean", "linear", "tip", "text-init", "zero-shot"] and labels(fast) == ["class-mean", "linear"]
+    train, val = drawn["frozen_and_full.png"].axes
+    assert len(labels(train)) == len(labels(val)) == 6
+    assert labels(drawn["methods-m-clip.png"].axes[0]) == [f"m-clip: {m}, {u}" for u in plot.UPSAMPLINGS for m in ("ML", "CS")]
+    assert labels(drawn["wise_ft.png"].axes[0]) == ["m-clip, ml", "m-clip, cs", "m-best, ml", "m-fast, ml"]
+    assert len(drawn["prompts.png"].axes[0].get_yticks()) == 15 and len(drawn["zero_shot-m-clip.png"].axes) == 16
+    left, right = drawn["summary.png"].axes
+    assert len(right.containers) == 1 + 3 + 3 + 1  # zero-shot, probes, ml, cs
+    assert len(left.containers) == 8 + 3 * 2  # and 1 and 4 labels of each
+    for file, panel in (("few_shot.png", clip), ("summary.png", left), ("wise_ft.png", drawn["wise_ft.png"].axes[0])):
+        assert s.colours["m-clip"] in {to_hex(line.get_color()).upper() for line in panel.lines}, file
+    x, y = val.lines[0].get_data()
+    assert list(x) == [0, 0.5, 1, 1.5, 2] and y == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7])  # true epochs, from the start
+    chance = [line.get_ydata()[0] for ax in (clip, left, right) for line in ax.lines if line.get_label() == "chance"]
+    assert chance == [0.25] * 3
+
+
+def test_draws_from_results_alone_at_the_width_of_a_readme(woods, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(plot.main, "--data", "woods")
+    assert code == 0 and not err and "missing" not in out
+    files = sorted((tmp_path / "figures" / "woods").iterdir())
+    assert len(files) == 9 and all(600 <= Image.open(file).width <= 920 for file in files)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"data": {"name": "woods", "fingerprint": "other", "classes": CLASSES, "counts": {}}}, "of different pictures of woods"),
+        ({"model": {"name": "m-clip", "sha256": "other"}}, "of different weights of m-clip"),
+    ],
+)
+def test_refuses_results_that_do_not_belong_together(change, word, woods, tmp_path, monkeypatch, call):
+    file = write(woods, "prompts", "m-clip", {"templates": [], "ensemble": []}, over=change)
+    monkeypatch.chdir(tmp_path)
+    for mode in ((), ("--table",)):
+        code, out, err = call(plot.main, "--data", "woods", *mode)
+        assert code == 2 and not out and word in err and file.name in err and err.count("\n") == 1
+    assert not (tmp_path / "figures").exists()
+
+
+def test_refuses_srgan_pictures_of_other_pictures_and_two_results_of_one_run(woods, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(woods / "prompts/woods/m-clip.json", woods / "prompts/woods/again.json")
+    shutil.copy(woods / "prompts/woods/m-clip.npz", woods / "prompts/woods/again.npz")
+    code, _, err = call(plot.main, "--data", "woods")
+    assert code == 2 and "again.json" in err and "two results of one run" in err
+    os.remove(woods / "prompts/woods/again.json")
+    file = woods / "zero_shot/woods-srgan/m-clip.json"
+    file.write_text(file.read_text().replace('"source": "f1"', '"source": "f0"'))
+    code, _, err = call(plot.main, "--data", "woods")
+    assert code == 2 and "of different pictures of woods" in err
+
+
+def test_names_what_is_missing_and_draws_the_rest(woods, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    os.remove(woods / "few_shot/woods/m-fast.json")
+    shutil.rmtree(woods / "prompts")
+    code, out, _ = call(
+        plot.main, "--data", "woods", "--expect", "results/prompts/woods/m-clip.json", "results/linear_probe/woods/m-fast.json"
+    )
+    assert code == 1 and "missing: results/few_shot/woods/m-fast.json\nmissing: results/prompts/woods/m-clip.json\n" in out
+    assert "note: prompts.png is not drawn: no result of prompts.py" in out and out.count("missing") == 2
+    assert (tmp_path / "figures/woods/summary.png").exists()
+    code, _, err = call(plot.main, "--data", "moor")
+    assert code == 2 and "moor" in err and err.count("\n") == 1
+
+
+def test_frozen_features_alone_make_a_study(woods):
+    """As on real data without FINETUNE=1."""
+    for script in ("finetune", "upsample"):
+        shutil.rmtree(woods / script)
+    shutil.rmtree(woods / "zero_shot/woods-srgan")
+    drawn, lacking = plot.figures(study(woods))
+    assert (
+        set(drawn) == {f"{name}.png" for name in ("summary", "few_shot", "prompts", "confusions", "zero_shot-m-clip")} and len(lacking) == 4
+    )
+    said = "\n".join(plot.advise(study(woods)))
+    assert "**Fine-tuning:** not run (`FINETUNE=1`)." in said and "**SRGAN:** not run." in said and not plot.missing(study(woods))
+
+
+# ---- make -------------------------------------------------------------------------------------------------------------
+
+
+def plan(folder, *args):
+    """The commands that make would run, one a line."""
+    done = subprocess.run(
+        ["make", "-n", "-f", ROOT / "Makefile", "study", "PYTHON=python", *args], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("python ")]
+
+
+def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "toy-imagenet.pt").touch()
+    commands = plan(tmp_path)
+    outs = [re.search("--out (\\S+)", c)[1] for c in commands if "--out" in c]
+    # zero-shot 2 + 2, prompts 2, probes 3 + 2, few-shot 3, ml 3 + 2, cs 2 + 2, frozen 3, generator 1, its measures 1
+    assert len(outs) == len(set(outs)) == 28 and all("finetune" not in c or "--lr" in c for c in commands)
+    assert len(commands) == 30  # and the stamp, and the enlarged data set
+    files = [*outs, "results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json"]
+    for i, file in enumerate(["results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json", *files]):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+        os.utime(tmp_path / file, (1000 + i, 1000 + i) if i < 3 else (2000, 2000) if file in outs else None)
+    for i, file in enumerate(files[-3:]):
+        os.utime(tmp_path / file, (1000 + i, 1000 + i))
+    assert plan(tmp_path) == []
+    (tmp_path / "results/few_shot/toy/toy-RN.json").unlink()
+    assert plan(tmp_path) == ["python few_shot.py --data toy --model toy-RN --out results/few_shot/toy/toy-RN.json"]
+    os.utime(tmp_path / "results/toy.fingerprint")  # the pictures have changed
+    assert len(plan(tmp_path)) == 29
+
+
+def test_make_stops_at_frozen_features_of_real_data(tmp_path):
+    args = ["DATA=/some/birds", "CLIP=RN101", "IMAGENET=resnet101 vit_b_32"]
+    commands = plan(tmp_path, *args)
+    assert len(commands) == 1 + 2 + 3 + 3 and not any(word in c for c in commands for word in ("finetune", "upsample", "srgan"))
+    assert all("--data /some/birds" in c for c in commands)
+    more = plan(tmp_path, *args, "FINETUNE=1")
+    assert sum("finetune.py" in c for c in more) == 3 + 3 + 1 + 2 and sum("upsample.py" in c for c in more) == 3
+    assert all("--lr" not in c and "--blocks" not in c for c in more)
+
+
+def test_the_stamp_changes_with_the_pictures_only(world, monkeypatch, call):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import estimate
+
+    os.remove(world / "data")
+    stamp, stamps = world / "results" / "mine.fingerprint", []
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (world / "data/mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(world / "data/mine" / name)
+    for change in (False, False, True):
+        if change:
+            Image.new("RGB", (9, 9)).save(world / "data/mine/a/1.png")
+        code, out, err = call(estimate.main, "--data", "data/mine", "--stamp", stamp)
+        assert code == 0 and not err and ("have changed" in out) == change
+        stamps.append((stamp.read_text(), stamp.stat().st_mtime_ns))
+    assert stamps[0] == stamps[1] != stamps[2]
+    assert call(estimate.main, "--data", "tyo", "--stamp", stamp)[0] == 2 and stamp.read_text() == stamps[2][0]
+
+
+def test_the_estimate_counts_what_is_still_to_do(world, monkeypatch, call):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import estimate
+
+    runs = [f"results/{run}/tiny/toy-RN.json" for run in ("linear_probe", "few_shot", "zero_shot")]
+    code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
+    assert code == 0 and "tiny: 64 images, 3 runs to do on cpu" in out and "; with FINETUNE=1 " in out
+    code, out, _ = call(estimate.main, "--data", "tiny", "--runs")
+    assert code == 0 and not out
+
+
+# ---- README -----------------------------------------------------------------------------------------------------------
+
+
+def test_readme_and_summary_agree():
+    readme = (ROOT / "README.md").read_text()
+    summary = json.loads((ROOT / "pics" / "summary.json").read_text())
+    assert plot.insert(readme, plot.render(summary), "README.md") == readme
+    shown = set(re.findall(r"\]\((pics/[^)]+)\)", readme))
+    assert shown == {f"pics/{path.name}" for path in (ROOT / "pics").iterdir() if path.suffix == ".png"}
+    assert sum((ROOT / path).stat().st_size for path in shown) < 1_500_000
+
+
+def test_readme_commands_name_flags_and_files_that_exist():
+    """Every `python script.py ...` of the README is understood by its script's parser, up to its input."""
+    readme = (ROOT / "README.md").read_text()
+    for script, rest in re.findall(r"python (\w+\.py)([^`\n#]*)", readme):
+        text = (ROOT / script).read_text() + (ROOT / "common.py").read_text()
+        for flag in re.findall(r"--[a-z-]+", rest):
+            assert f'"{flag}"' in text or f'"{flag[2:]}": dict' in text, (script, flag)
