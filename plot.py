@@ -61,6 +61,11 @@ class Run:
         """The method of few_shot.py that stands for a model: captions and labels together where there are captions."""
         return "text-init" if "text-init" in self.metrics else "linear"
 
+    def shots(self, everything=False):
+        """The labels a class that few_shot.py tried, as long as that is fewer than all; or the first that is all of them, too."""
+        labels, total = self.metrics["labels"], self.record["data"]["counts"]["train"]
+        return [k for k in labels if labels[k] < total] + [k for k in labels if labels[k] == total][: int(everything)]
+
     def right(self, k=None):
         """(N,), of k labels a class where the run is one of few_shot.py."""
         if k is None:
@@ -106,7 +111,7 @@ def load(folder, name):
                 if upsampling == "SRGAN":
                     made_of[f"pictures of {name}"] = record["data"].get("made", {}).get("source")
             except (KeyError, TypeError, AttributeError):
-                fail(f"{file}: not a result of these scripts; take it out of {folder}")
+                fail(f"{file}: not a result of these scripts, or of older ones; make it anew, or take it out of {folder}")
             if variant == "train":
                 del made_of[f"test images of {name}"]
             for what, value in made_of.items():
@@ -210,7 +215,7 @@ def draw_few_shot(study):
     fig, axes = panels(len(runs), sharey=True)
     for ax, run in zip(axes, runs):
         m, colour = run.metrics, study.colours[run.model]
-        ks = [k for i, k in enumerate(m["labels"]) if i == 0 or m["labels"][k] > list(m["labels"].values())[i - 1]]
+        ks = run.shots(everything=True)
         for method in [name for name in STYLES if name in m]:
             marker, line = STYLES[method]
             mean, spread = ([m[method][k][what] or 0 for k in ks] for what in ("mean", "std"))
@@ -222,8 +227,7 @@ def draw_few_shot(study):
             error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
             ax.errorbar([0.5], [m["zero_shot"]], error, marker="*", ms=11, color=colour, linestyle="", label="zero-shot", elinewidth=0.8)
         chance_line(ax, study.chance)
-        everything = [int(k) for k in ks if m["labels"][k] == run.record["data"]["counts"]["train"]]
-        shot_axis(ax, [int(k) for k in ks], *everything)
+        shot_axis(ax, map(int, ks), *map(int, ks[len(run.shots()) :]))
         ax.set_title(run.model, fontsize=10)
         ax.set_ylim(0, 1)
         ax.legend(fontsize=7, loc="lower right")
@@ -391,9 +395,7 @@ def draw_summary(study):
     for i, model in enumerate(study.models):
         beside = 1.05 ** (2 * i - len(study.models) + 1)  # side by side, or bars would hide each other
         if few := study.one("few_shot", model):
-            labels = few.metrics["labels"]
-            mine = [k for j, k in enumerate(labels) if j == 0 or labels[k] > list(labels.values())[j - 1]]
-            mine = [k for k in mine if labels[k] < few.record["data"]["counts"]["train"]]
+            mine = few.shots()
             means = [point(left, int(k) * beside, few, k, marker=".", ms=4) for k in mine]
             left.plot([int(k) * beside for k in mine], means, color=study.colours[model], lw=1.3)
             ks.update(int(k) for k in mine)
@@ -465,7 +467,7 @@ def summarise(study):
         if run.script == "upsample":
             continue
         classes = len(run.record["data"]["classes"])
-        for k in [k for k in SHOTS if k in run.metrics["labels"]] if run.script == "few_shot" else (None,):
+        for k in [k for k in run.shots() if k in SHOTS] if run.script == "few_shot" else (None,):
             mean, low, high = run.accuracy(k)
             words = shlex.split(run.record["command"])
             for flag in ("--out", "--save"):
@@ -538,7 +540,7 @@ def advise(study):
     enough = []
     for probe in probes:
         if few := study.one("few_shot", probe.model):
-            ks = [k for k, n in few.metrics["labels"].items() if n < few.record["data"]["counts"]["train"]]
+            ks = few.shots()
             gaps = {k: versus(few, probe, k) for k in ks}
             k = next((k for k in ks if gaps[k][1] <= 0 <= gaps[k][2] or gaps[k][0] > 0), None)
             enough.append(

@@ -85,11 +85,11 @@ def main():
             wanted = EPOCHS * epoch * (STEP + 1 + STEP * bool(model.encode_text))
             more += wanted
             print(f"with FINETUNE=1 {duration(wanted)} more")
-    steps = train / BATCH * (STAGES[0] + CRITIC * STAGES[1])
-    srgan = any(script == "upsample" for script, _ in runs)
-    seconds = steps * generator_step(device)
-    print(f"  {'SRGAN':16} {'training' if srgan else 'with FINETUNE=1'} {duration(seconds)}{'' if srgan else ' more'}")
-    total, more = total + srgan * seconds, more + (not srgan) * seconds
+    if any(script in ("zero_shot", "upsample") for script, _ in runs):  # only CLIP models are compared on it
+        seconds = train / BATCH * (STAGES[0] + CRITIC * STAGES[1]) * generator_step(device)
+        wanted = any(script == "upsample" for script, _ in runs)
+        total, more = total + wanted * seconds, more + (not wanted) * seconds
+        print(f"  SRGAN            of default size: {'' if wanted else 'with FINETUNE=1 '}{duration(seconds)}{'' if wanted else ' more'}")
     print(f"in all about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
 
 
