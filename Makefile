@@ -46,7 +46,6 @@ CS        := $(patsubst %,results/finetune/%-cs.json,$(CLIPS) $(ENLARGED))
 FROZEN    := $(ALL:%=results/finetune/%-frozen.json)
 endif
 RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(CS) $(FROZEN)
-MISSING   := $(filter-out $(wildcard $(RUNS)),$(RUNS))
 
 # rewritten only when a picture has come, gone or changed, and then every run is out of date
 STAMP := results/$(NAME).fingerprint
@@ -58,7 +57,7 @@ OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 
 # goes on after a run that fails; plot.py draws what there is, names what is missing, and fails then
 all: | $(ENV) $(WORLD)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) $(if $(filter-out toy,$(NAME)),--runs $(MISSING))
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) $(if $(filter-out toy,$(NAME)),--runs $(RUNS))
 	-$(MAKE) --no-print-directory --keep-going study
 	$(PYTHON) plot.py --data $(NAME) --expect $(RUNS)
 

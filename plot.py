@@ -102,6 +102,7 @@ def load(folder, name):
                 args, model = record["args"], record["model"]["name"] if record["script"] != "upsample" else ""
                 variant = "frozen" if args.get("freeze") else args.get("method", args.get("task", ""))
                 run = Run(record["script"], model, variant, upsampling, record, file)
+                _ = record["command"], record["environment"], record["seconds"], run.arrays.get("index", variant == "train")
                 made_of = {
                     f"pictures of {data}": record["data"]["fingerprint"],
                     f"test images of {name}": record["data"]["counts"].get("test"),
@@ -145,6 +146,11 @@ class Study:
         return next(iter(self.find(*args)), None)
 
 
+def spelled(model):
+    """The name of a model as files have it."""
+    return model.replace("/", "-").replace("@", "-")
+
+
 def missing(study):
     """Files that these results lack to be whole: what one model of a kind has, each should have."""
     kinds, lacks = {}, []
@@ -154,11 +160,7 @@ def missing(study):
     for (script, variant, upsampling), folder in kinds.items():
         clip_only = script in ("zero_shot", "prompts") or variant == "cs" or upsampling == "SRGAN"
         pool = [m for m in study.models if not clip_only or study.find("zero_shot", m, None, upsampling)]
-        names = [
-            m.replace("/", "-").replace("@", "-") + f"-{variant}".rstrip("-")
-            for m in pool
-            if not study.find(script, m, variant, upsampling)
-        ]
+        names = [spelled(m) + f"-{variant}".rstrip("-") for m in pool if not study.find(script, m, variant, upsampling)]
         lacks += [str(folder / f"{name}.json") for name in names]
     return lacks
 
@@ -203,9 +205,8 @@ def draw_zero_shot(study, run):
         if len(caption) > 28:  # one line each, and no longer than the picture is wide
             caption = "\n".join((textwrap.shorten(guess, 26, placeholder=" …"), textwrap.shorten(f"({true})", 26, placeholder=" …)")))
         ax.set_title(caption, color=GREEN if guess == true else RED, fontsize=9, parse_math=False)
-    fig.suptitle(
-        f"{study.name}: zero-shot, {run.model}, accuracy {run.metrics['top1']:.3f}; predicted (true)", fontsize=11, parse_math=False
-    )
+    title = f"{study.name}: zero-shot, {run.model}, accuracy {run.metrics['top1']:.3f}; predicted (true)"
+    fig.suptitle(title, fontsize=11, parse_math=False)
     return fig
 
 
@@ -219,9 +220,8 @@ def draw_few_shot(study):
         for method in [name for name in STYLES if name in m]:
             marker, line = STYLES[method]
             mean, spread = ([m[method][k][what] or 0 for k in ks] for what in ("mean", "std"))
-            ax.errorbar(
-                [int(k) for k in ks], mean, spread, marker=marker, linestyle=line, color=colour, label=method, ms=4, lw=1.2, elinewidth=0.8
-            )
+            look = {"marker": marker, "linestyle": line, "color": colour, "ms": 4, "lw": 1.2, "elinewidth": 0.8}
+            ax.errorbar([int(k) for k in ks], mean, spread, label=method, **look)
         if "zero_shot" in m:
             low, high = wider(m["zero_shot_ci95"], m["zero_shot_ci95_class"])
             error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
@@ -246,9 +246,8 @@ def draw_curves(study, lines):
         val = np.array([row["val"] for row in rows])
         axes[1].plot([row["epoch"] for row in rows], val, line, color=colour, label=label, lw=1.4)
         low, high = wilson(val[-1] * count, count)
-        axes[1].errorbar(
-            [rows[-1]["epoch"] * (1.02 + 0.015 * i)], val[-1:], [[val[-1] - low], [high - val[-1]]], color=colour, elinewidth=0.8, capsize=2
-        )
+        end, error = rows[-1]["epoch"] * (1.02 + 0.015 * i), [[val[-1] - low], [high - val[-1]]]
+        axes[1].errorbar([end], val[-1:], error, color=colour, elinewidth=0.8, capsize=2)
     for ax, split in zip(axes, ("training batches, augmented", "validation, 95 % interval at the end")):
         ax.set_title(split, fontsize=10)
         ax.set_xlabel("epoch")
@@ -319,37 +318,24 @@ def draw_confusions(study, most=3):
             whole = round(c["count"] / c["share"])
             names = " → ".join(textwrap.shorten(c[key], 22, placeholder=" …") for key in ("true", "predicted"))
             ax.set_title(f"{names}\n{c['count']} of {whole}", fontsize=7.5, parse_math=False)
-        row[0].text(
-            -0.04, 0.5, f"{run.model}\n{run.method}", transform=row[0].transAxes, ha="right", va="center", fontsize=8, parse_math=False
-        )
+        place = {"transform": row[0].transAxes, "ha": "right", "va": "center"}
+        row[0].text(-0.04, 0.5, f"{run.model}\n{run.method}", fontsize=8, parse_math=False, **place)
     return fig
 
 
 def draw_wise(study):
     """WiSE-FT: validation accuracy of weights between start and fine-tuned; the chosen one is filled."""
     fig, (ax,) = panels(1, width=6.5)
-    runs = [
-        run for model in study.models for variant in ("ml", "cs") for run in study.find("finetune", model, variant) if run.metrics["wise"]
-    ]
+    runs = [run for model in study.models for variant in ("ml", "cs") for run in study.find("finetune", model, variant)]
+    runs = [run for run in runs if run.metrics["wise"]]
     for i, run in enumerate(runs):
         wise, colour, count = run.metrics["wise"], study.colours[run.model], run.record["data"]["counts"]["val"]
         x, y = np.array([float(a) for a in wise]), np.array(list(wise.values()))
         low, high = np.array([wilson(v * count, count) for v in y]).T
         place = x + 0.008 * (i - (len(runs) - 1) / 2)  # side by side, or bars would hide each other
         line, marker = ("-", "D") if run.variant == "cs" else ("--", "s")
-        ax.errorbar(
-            place,
-            y,
-            [y - low, high - y],
-            color=colour,
-            linestyle=line,
-            lw=1.2,
-            elinewidth=0.5,
-            marker=marker,
-            ms=4,
-            mfc="white",
-            label=f"{run.model}, {run.variant}",
-        )
+        look = {"color": colour, "linestyle": line, "marker": marker, "mfc": "white", "lw": 1.2, "elinewidth": 0.5, "ms": 4}
+        ax.errorbar(place, y, [y - low, high - y], label=f"{run.model}, {run.variant}", **look)
         at = np.argmin(np.abs(x - run.metrics["wise_alpha"]))
         ax.plot(place[at], y[at], marker, color=colour, ms=8, zorder=9)
     ax.set_xlabel("alpha: 0 is the start, 1 the best fine-tuned weights")
@@ -372,12 +358,10 @@ def draw_upsampling(study):
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
         m = run.metrics["psnr"].get(name)
-        line[0].set_ylabel(
-            name.replace("srgan", "SRGAN") + (f"\n{m['mean']:.1f} dB" if m else f"\n{run.arrays[name].shape[1]} px"), fontsize=9
-        )
-    fig.suptitle(
-        f"{study.name}: test pictures, PSNR as mean of all {run.record['data']['counts']['test']:,}", fontsize=10, parse_math=False
-    )
+        under = f"{m['mean']:.1f} dB" if m else f"{run.arrays[name].shape[1]} px"
+        line[0].set_ylabel(f"{name.replace('srgan', 'SRGAN')}\n{under}", fontsize=9)
+    count = run.record["data"]["counts"]["test"]
+    fig.suptitle(f"{study.name}: test pictures, PSNR as mean of all {count:,}", fontsize=10, parse_math=False)
     return fig
 
 
@@ -399,13 +383,11 @@ def draw_summary(study):
             means = [point(left, int(k) * beside, few, k, marker=".", ms=4) for k in mine]
             left.plot([int(k) * beside for k in mine], means, color=study.colours[model], lw=1.3)
             ks.update(int(k) for k in mine)
-        for run in (
-            run for method in MARKERS for run in study.runs if (run.model, run.upsampling, run.method) == (model, "bicubic", method)
-        ):
+        mine = [run for run in study.runs if (run.model, run.upsampling) == (model, "bicubic") and run.method in MARKERS]
+        for run in sorted(mine, key=lambda run: list(MARKERS).index(run.method)):
             used.add(run.method)
             style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
-            classes = len(run.record["data"]["classes"])
-            total = run.record["labels_used"] / classes
+            total = run.record["labels_used"] / len(run.record["data"]["classes"])
             everything = max(everything, total)
             order = list(MARKERS).index(run.method)
             point(left, 0.5 * beside if run.method == "zero-shot" else total * beside * 1.16 ** (order - 1), run, **style)
@@ -434,26 +416,28 @@ def draw_summary(study):
 
 def figures(study):
     """{file name: Figure} of all that there are results for, and [(file name, what it lacks)] for the rest."""
-    plans = [("summary", draw_summary, study.find("linear_probe") or study.find("few_shot"), "linear_probe.py")]
-    plans += [("few_shot", draw_few_shot, study.find("few_shot"), "few_shot.py")]
-    plans += [("frozen_and_full", draw_frozen, study.find("finetune", None, "frozen"), "finetune.py --freeze")]
-    plans += [("prompts", draw_prompts, study.find("prompts"), "prompts.py")]
-    plans += [
-        ("confusions", draw_confusions, [r for r in study.find("linear_probe") if len(r.arrays["pairs"])], "linear_probe.py with a mistake")
-    ]
-    plans += [("wise_ft", draw_wise, study.find("finetune", None, "cs") or study.find("finetune", None, "ml"), "finetune.py")]
-    plans += [("upsampling", draw_upsampling, study.find("upsample", None, "eval"), "upsample.py eval")]
-    drawn = {f"{name}.png": draw(study) for name, draw, found, _ in plans if found}
-    lacking = [(f"{name}.png", what) for name, _, found, what in plans if not found]
-    spelled = {model: model.replace("/", "-").replace("@", "-") for model in study.models}
-    for run in study.find("zero_shot"):
-        drawn[f"zero_shot-{spelled[run.model]}.png"] = draw_zero_shot(study, run)
-    for model in [m for m in study.models if study.find("finetune", m, "cs")]:
-        drawn[f"methods-{spelled[model]}.png"] = draw_methods(study, model)
-    if not study.find("zero_shot"):
-        lacking.append(("zero_shot-MODEL.png", "zero_shot.py"))
-    if not study.find("finetune", None, "cs"):
-        lacking.append(("methods-MODEL.png", "finetune.py --method cs"))
+    drawn, lacking = {}, []
+
+    def plan(name, draw, *args, lacks, found):
+        if found:
+            drawn[f"{name}.png"] = draw(study, *args)
+        else:
+            lacking.append((f"{name}.png", lacks))
+
+    mistaken = [run for run in study.find("linear_probe") if len(run.arrays["pairs"])]
+    tuned = study.find("finetune", None, "cs") or study.find("finetune", None, "ml")
+    plan("summary", draw_summary, lacks="linear_probe.py", found=study.find("linear_probe"))
+    plan("few_shot", draw_few_shot, lacks="few_shot.py", found=study.find("few_shot"))
+    plan("frozen_and_full", draw_frozen, lacks="finetune.py --freeze", found=study.find("finetune", None, "frozen"))
+    plan("prompts", draw_prompts, lacks="prompts.py", found=study.find("prompts"))
+    plan("confusions", draw_confusions, lacks="linear_probe.py with a mistake", found=mistaken)
+    plan("wise_ft", draw_wise, lacks="finetune.py", found=tuned)
+    plan("upsampling", draw_upsampling, lacks="upsample.py eval", found=study.find("upsample", None, "eval"))
+    for run in study.find("zero_shot") or [None]:
+        plan(f"zero_shot-{spelled(run.model) if run else 'MODEL'}", draw_zero_shot, run, lacks="zero_shot.py", found=run)
+    for run in study.find("finetune", None, "cs") or [None]:
+        model = run and run.model
+        plan(f"methods-{spelled(model) if run else 'MODEL'}", draw_methods, model, lacks="finetune.py --method cs", found=run)
     return drawn, lacking
 
 
@@ -462,45 +446,29 @@ def figures(study):
 
 def summarise(study):
     """What the table and the text under it say: {data, environment, rows, advice}."""
-    rows = []
-    for run in study.runs:
-        if run.script == "upsample":
-            continue
-        classes = len(run.record["data"]["classes"])
+    order, rows = ["zero_shot", "prompts", "few_shot", "linear_probe", "frozen", "cs", "ml"], []
+    for run in [run for run in study.runs if run.script != "upsample"]:
+        words = shlex.split(run.record["command"])
+        for flag in {"--out", "--save"} & {*words}:
+            del words[words.index(flag) : words.index(flag) + 2]
         for k in [k for k in run.shots() if k in SHOTS] if run.script == "few_shot" else (None,):
-            mean, low, high = run.accuracy(k)
-            words = shlex.split(run.record["command"])
-            for flag in ("--out", "--save"):
-                if flag in words:
-                    del words[words.index(flag) : words.index(flag) + 2]
-            rows.append(
-                {
-                    "data": study.name,
-                    "model": run.model,
-                    "method": f"few-shot, {run.few}" if k else run.method,
-                    "upsampling": run.upsampling,
-                    "labels": float(k or run.record["labels_used"] / classes),
-                    "test": [round(v, 4) for v in (mean, low, high)],
-                    "seconds": round(run.record["seconds"], 1),
-                    "command": shlex.join(words),
-                }
-            )
-    order = ["zero-shot", "chosen", "few-shot", "linear probe", "linear layer", "fine-tuned"]
-    place = {name: i for i, name in enumerate(order)}
-    rows.sort(
-        key=lambda r: (
-            place[next(n for n in order if r["method"].startswith(n))],
-            r["labels"],
-            r["method"],
-            r["model"],
-            r["upsampling"] != "bicubic",
-        )
-    )
-    run = study.runs[0].record
-    counts = next((r.record["data"]["counts"] for r in study.find("few_shot")), run["data"]["counts"])
+            method = f"few-shot, {run.few}" if k else run.method
+            row = {"data": study.name, "model": run.model, "method": method, "upsampling": run.upsampling}
+            row["labels"] = float(k or run.record["labels_used"] / len(run.record["data"]["classes"]))
+            row["test"] = [round(value, 4) for value in run.accuracy(k)]
+            row |= {"seconds": round(run.record["seconds"], 1), "command": shlex.join(words)}
+            place = order.index(run.variant or run.script), row["labels"], study.models.index(run.model), run.upsampling != "bicubic"
+            rows.append((place, row))
+    run = (study.find("few_shot") or study.runs)[0].record  # that one knows train and test
     environment = {key: run["environment"][key] for key in ("torch", "torchvision", "device", "precision")}
-    about = {"name": study.name, "fingerprint": run["data"]["fingerprint"], "classes": len(run["data"]["classes"]), "counts": counts}
-    return {"data": about, "environment": environment, "rows": rows, "advice": advise(study)}
+    about = {"name": study.name, "fingerprint": run["data"]["fingerprint"]}
+    about |= {"classes": len(run["data"]["classes"]), "counts": run["data"]["counts"]}
+    return {
+        "data": about,
+        "environment": environment,
+        "rows": [row for _, row in sorted(rows, key=lambda r: r[0])],
+        "advice": advise(study),
+    }
 
 
 def figure_of(mean, low, high, sign=""):
@@ -516,18 +484,18 @@ def tied(study, runs):
 
 
 def choice(study, runs, what):
-    """One sentence: which of these runs to take."""
+    """Which of these runs to take, in words."""
     best, equal, gaps = tied(study, runs)
-    mean = best.accuracy()
-    rate = f", {study.speeds[best.model]:,.0f} images/s" if best.model in study.speeds else ""
-    text = f"**{what}: {equal[0].model}.** "
-    name = {id(run): run.model + (f" ({run.variant})" if run.variant else "") for run in runs}
-    text += f"The best is {name[id(best)]} with {figure_of(*mean)}{rate}"
-    if others := [run for run in equal if run is not best]:
-        told = [f"{name[id(run)]} ({figure_of(*gaps[id(run)], '+')}, {study.speeds.get(run.model, 0):,.0f} images/s)" for run in others]
-        text += f"; not told apart from it: {', '.join(told)}; of these the fastest comes first"
-    behind = [f"{name[id(run)]} {figure_of(*gaps[id(run)], '+')}" for run in runs if run not in equal]
-    return text + (f"; behind it: {', '.join(behind)}." if behind else ".")
+
+    def told(run):
+        name = run.model + (f" ({run.variant})" if run.variant else "")
+        value = f"{figure_of(*run.accuracy())}, the best" if run is best else figure_of(*gaps[id(run)], "+")
+        return f"{name} {value}" + (f", {study.speeds[run.model]:,.0f} images/s" if run.model in study.speeds else "")
+
+    text = f"**{what}: {' or '.join(run.model for run in equal)}.** " + "; ".join(map(told, equal))
+    text += "; not told apart, the fastest encoder first" if len(equal) > 1 else ""
+    behind = [told(run) for run in runs if run not in equal]
+    return text + (f". Behind: {'; '.join(behind)}." if behind else ".")
 
 
 def advise(study):
@@ -543,13 +511,8 @@ def advise(study):
             ks = few.shots()
             gaps = {k: versus(few, probe, k) for k in ks}
             k = next((k for k in ks if gaps[k][1] <= 0 <= gaps[k][2] or gaps[k][0] > 0), None)
-            enough.append(
-                f"{probe.model} {k} ({few.few}: {figure_of(*gaps[k], '+')})"
-                if k
-                else f"{probe.model} more than {ks[-1]}"
-                if ks
-                else f"{probe.model}: too few images to tell"
-            )
+            found = f"{k} ({few.few}: {figure_of(*gaps[k], '+')})" if k else f"more than {ks[-1]}" if ks else "too few images to tell"
+            enough.append(f"{probe.model} {found}")
     if enough:
         said.append(f"**Labels a class that come within the interval of all labels and the linear probe:** {'; '.join(enough)}.")
     tuned = {}  # of each model the method that validation prefers, of equals ml
@@ -563,23 +526,16 @@ def advise(study):
             gains.append(f"{model} {figure_of(*versus(run, probe), '+')} by {run.variant}, {times}")
     if gains:
         said.append(choice(study, list(tuned.values()), "With fine-tuning"))
-        rule = "the method that validation prefers; a fifth of the labels only validates"
+        rule = "the method that validation prefers; some of the labels only validate"
         said.append(f"**Fine-tuning instead of the linear probe** ({rule}): {'; '.join(gains)}.")
     elif probes:
         said.append("**Fine-tuning:** not run (`FINETUNE=1`).")
-    pairs = [
-        (r, study.one(r.script, r.model, r.variant, "SRGAN")) for r in study.runs if r.upsampling == "bicubic" and r.script != "upsample"
-    ]
+    pairs = [(a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in study.runs if a.upsampling == "bicubic" and a.model]
     gaps = {f"{a.model} {a.method}": versus(b, a) for a, b in pairs if b}
     if gaps:
-        better, worse = (
-            [name for name, (_, low, high) in gaps.items() if side(low, high)]
-            for side in (lambda low, high: low > 0, lambda low, high: high < 0)
-        )
-        least, most = (pick(gaps, key=lambda name: gaps[name][0]) for pick in (min, max))
-        text = (
-            f"**SRGAN instead of bicubic:** better beyond the interval in {len(better)} of {len(gaps)} comparisons, worse in {len(worse)}; "
-        )
+        better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
+        least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
+        text = f"**SRGAN instead of bicubic:** of {len(gaps)} comparisons {better} better beyond the interval, {worse} worse; "
         text += f"from {figure_of(*gaps[least], '+')} ({least}) to {figure_of(*gaps[most], '+')} ({most})."
         made = next((r.record["data"]["made"]["seconds"] for r in study.runs if r.upsampling == "SRGAN"), None)
         train = study.one("upsample", None, "train")
@@ -592,45 +548,29 @@ def advise(study):
         m = probes[0].metrics
         share = m["near_copies"]
         if share >= COPIES:
-            rest = [
-                f"{p.model} {p.metrics['test_without_near_copies']:.3f}"
-                for p in probes
-                if p.metrics["test_without_near_copies"] is not None
-            ]
-            without = f" Without them the probes have {', '.join(rest)}." if rest else ""
-            unknown = "how well new objects are told apart is not known"
-            said.append(f"**Warning:** {share:.0%} of the test images are near-copies of training images: {unknown}.{without}")
+            left = [(p.model, p.metrics["test_without_near_copies"]) for p in probes]
+            without = ", ".join(f"{model} {value:.3f}" for model, value in left if value is not None)
+            text = f"**Warning:** {share:.0%} of the test images are near-copies of training images: how well new objects are told apart"
+            said.append(f"{text} is not known." + (f" Without them the probes have {without}." if without else ""))
         else:
             said.append(f"**Near-copies:** {share:.1%} of the test images resemble a training image.")
+        total = len(probes[0].right())
         said.append(
-            f"All of this rests on one test split of {len(probes[0].right()):,} images, on which the encoders were compared: "
-            "the best one's number is a little too good."
+            f"All of this rests on one test split, of {total:,} images, by which encoders were chosen: the best looks a little too good."
         )
     return said
 
 
 def render(summary):
     """The summary as Markdown."""
-    counts = ", ".join(f"{n:,} {split}" for split, n in summary["data"]["counts"].items())
-    e = summary["environment"]
-    d = summary["data"]
+    d, e = summary["data"], summary["environment"]
+    counts = ", ".join(f"{n:,} {split}" for split, n in d["counts"].items())
     lines = [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
-    lines += [
-        "| data | model | method | upsampling | labels a class | test accuracy (wider 95 % interval) | seconds | command |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["data", "model", "method", "upsampling", "labels a class", "test accuracy (wider 95 % interval)", "seconds", "command"]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in summary["rows"]:
-        labels = f"{r['labels']:g}" if r["labels"] == int(r["labels"]) else f"{r['labels']:.1f}"
-        cells = [
-            r["data"],
-            r["model"],
-            r["method"],
-            r["upsampling"],
-            labels,
-            figure_of(*r["test"]),
-            f"{r['seconds']:,.0f}",
-            f"`{r['command']}`",
-        ]
+        cells = [r[key] for key in ("data", "model", "method", "upsampling")]
+        cells += [f"{r['labels']:.4g}", figure_of(*r["test"]), f"{r['seconds']:,.0f}", f"`{r['command']}`"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in summary["advice"])]) + "\n"
 

@@ -46,19 +46,19 @@ def generator_step(device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--runs", nargs="*", default=[], metavar="FILE", help="results still to be made, named as in the Makefile")
+    parser.add_argument("--runs", nargs="*", default=[], metavar="FILE", help="results that make will make where they are missing")
     parser.add_argument("--stamp", metavar="FILE", help="keep the fingerprint of the data here")
     args = parser.parse_args()
 
-    data = load_data(args.data, union=True)
+    data, changed = load_data(args.data, union=True), False
     if args.stamp:
         stamp = Path(args.stamp)
         if not stamp.exists() or stamp.read_text() != data.fingerprint:
-            if stamp.exists():
+            if changed := stamp.exists():
                 print(f"{data.name}: its pictures have changed, every result is made anew")
             with atomic(stamp) as temporary:
                 temporary.write_text(data.fingerprint)
-    runs = [(Path(file).parts[-3], Path(file).stem) for file in args.runs]
+    runs = [(Path(file).parts[-3], Path(file).stem) for file in args.runs if changed or not Path(file).exists()]
     if not runs:
         return
 
