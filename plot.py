@@ -15,13 +15,14 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, wilson
+from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, why, wilson
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -47,7 +48,10 @@ class Run:
     def __post_init__(self):
         self.metrics, self.history = self.record["metrics"], self.record.get("history", [])
         saved = self.file.with_suffix(".npz")
-        self.arrays = dict(np.load(saved)) if saved.exists() else {}
+        try:
+            self.arrays = dict(np.load(saved)) if saved.exists() else {}
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            fail(f"{saved}: cannot be read: {why(error)}; delete it and its .json, and make makes both anew")
         if not self.arrays and self.variant != "train":
             fail(f"{saved}: missing beside its .json; delete that too, and make makes both anew")
 

@@ -147,6 +147,14 @@ def test_srgan_is_compared_picture_by_picture(woods):
     assert "of 3 comparisons 1 better beyond the interval, 0 worse" in line and "to +0.250 (+0.1" in line
 
 
+def test_other_test_images_are_not_compared(woods, capsys):
+    saved = dict(np.load(woods / "linear_probe/woods/m-fast.npz"))
+    np.savez(woods / "linear_probe/woods/m-fast.npz", **saved | {"index": saved["index"][::-1]})
+    with pytest.raises(SystemExit):
+        plot.advise(study(woods))
+    assert "tested on other images" in capsys.readouterr().err
+
+
 def test_each_result_is_a_row_with_its_command(woods):
     summary = plot.summarise(study(woods))
     rows = {(r["model"], r["method"], r["upsampling"], r["labels"]): r for r in summary["rows"]}
@@ -235,6 +243,28 @@ def test_names_what_is_missing_and_draws_the_rest(woods, tmp_path, monkeypatch, 
     assert (tmp_path / "figures/woods/summary.png").exists()
     code, _, err = call(plot.main, "--data", "moor")
     assert code == 2 and "moor" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "damage, word",
+    [
+        (lambda f: f.write_text("{"), "cannot be read as JSON"),
+        (lambda f: f.write_text("[]"), "not a result of these scripts"),
+        (lambda f: f.write_text(f.read_text().replace('"command"', '"order"')), "not a result of these scripts"),
+        (lambda f: f.with_suffix(".npz").unlink(), "m-clip.npz: missing"),
+        (lambda f: f.with_suffix(".npz").write_bytes(b"PK"), "m-clip.npz: "),
+    ],
+)
+def test_a_broken_result_is_one_line(damage, word, woods, tmp_path, monkeypatch, call):
+    damage(woods / "linear_probe/woods/m-clip.json")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(plot.main, "--data", "woods")
+    assert code == 2 and word in err and err.count("\n") == 1
+
+
+def test_help_needs_nothing(call):
+    code, out, _ = call(plot.main, "--help")
+    assert code == 0 and all(flag in out for flag in ("--data", "--table", "--readme", "--expect")) and "None" not in out
 
 
 def test_frozen_features_alone_make_a_study(woods):
