@@ -312,16 +312,17 @@ def draw_confusions(study, most=3):
     fig.get_layout_engine().set(wspace=0.12)
     axes = fig.subplots(len(runs), most, squeeze=False)
     for row, run in zip(axes, runs):
-        a, m = run.arrays, run.metrics
+        a, classes = run.arrays, run.record["data"]["classes"]
+        counts = {(c["true"], c["predicted"]): f"{c['count']} of {c['count'] / c['share']:.0f}" for c in run.metrics["confusions"]}
         pictures = a["pictures"][len(a["shown"]) :].reshape(-1, 2, *a["pictures"].shape[1:])
         for ax in row:
             ax.axis("off")
-        for ax, (mistaken, other), c in zip(row, pictures, m["confusions"]):
+        for ax, (mistaken, other), i in zip(row, pictures, a["pairs"][:, 0]):
+            names = classes[a["true"][i]], classes[a["predicted"][i]]
             gap = np.full((mistaken.shape[0], max(1, mistaken.shape[1] // 8), 3), 255, np.uint8)
             ax.imshow(np.concatenate([mistaken, gap, other], 1))
-            whole = round(c["count"] / c["share"])
-            names = " → ".join(textwrap.shorten(c[key], 22, placeholder=" …") for key in ("true", "predicted"))
-            ax.set_title(f"{names}\n{c['count']} of {whole}", fontsize=7.5, parse_math=False)
+            title = " → ".join(textwrap.shorten(name, 22, placeholder=" …") for name in names)
+            ax.set_title(f"{title}\n{counts[names]}", fontsize=7.5, parse_math=False)
         place = {"transform": row[0].transAxes, "ha": "right", "va": "center"}
         row[0].text(-0.04, 0.5, f"{run.model}\n{run.method}", fontsize=8, parse_math=False, **place)
     return fig

@@ -19,7 +19,7 @@ CLASSES = ["ash", "birch", "cedar", "elm"]
 N = 160  # test images, 40 a class, which come class by class
 
 
-def write(folder, script, name, metrics, model="m-clip", wrong=(), data="woods", history=None, args=None, arrays=None, over=()):
+def write(folder, script, name, metrics, model="m-clip", wrong=(0, 159), data="woods", history=None, args=None, arrays=None, over=()):
     """A record as write_result makes it; `wrong` are the test images that were named wrong."""
     file = folder / script / data / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,17 +47,17 @@ def write(folder, script, name, metrics, model="m-clip", wrong=(), data="woods",
     predicted = true.copy()
     predicted[list(wrong)] = (true[list(wrong)] + 1) % 4
     pictures = np.zeros((20, 8, 8, 3), np.uint8)
-    shown = {"shown": np.arange(16), "pairs": np.array([[0, 40], [50, 80]]), "pictures": pictures}
+    pairs = np.array([[wrong[0], 40], [wrong[-1], 80]])
+    if "confusions" in metrics:  # and before them one without pictures, because no test image is of that class
+        told = [{"true": CLASSES[true[i]], "predicted": CLASSES[predicted[i]], "count": 8, "share": 0.2} for i, _ in pairs]
+        metrics["confusions"] = [{"true": "elm", "predicted": "yew", "count": 20, "share": 0.5}, *told]
+    shown = {"shown": np.arange(16), "pairs": pairs, "pictures": pictures}
     index = [f"{CLASSES[c]}/{i}.{'png' if made else 'jpg'}" for i, c in enumerate(true)]
     np.savez(file.with_suffix(".npz"), index=index, true=true, predicted=predicted, **shown, **(arrays or {}))
     file.write_text(json.dumps(record))
     return file
 
 
-CONFUSED = [
-    {"true": "ash", "predicted": "birch", "count": 8, "share": 0.2},
-    {"true": "birch", "predicted": "cedar", "count": 4, "share": 0.1},
-]
 FINE = {  # of three encoders, the images that a linear probe names wrong, and images a second
     "m-clip": (range(0, 160, 2), 100.0),  # 80 wrong
     "m-fast": ([*range(12), *range(100, 116)], 900.0),  # 28 wrong, 16 of them others than those of the best
@@ -69,7 +69,7 @@ FINE = {  # of three encoders, the images that a linear probe names wrong, and i
 def woods(tmp_path):
     """results/ of a study of one CLIP and two others, whole."""
     folder = tmp_path / "results"
-    score = {"top1": 0.5, "top1_ci95": [0.4, 0.6], "top1_ci95_class": [0.3, 0.7], "confusions": CONFUSED}
+    score = {"top1": 0.5, "top1_ci95": [0.4, 0.6], "top1_ci95_class": [0.3, 0.7], "confusions": []}
     for data in ("woods", "woods-srgan"):
         write(folder, "zero_shot", "m-clip", score, wrong=range(0, 160, 2), data=data)
     templates = [{"template": f"template {i} of a {{}}.", "top1": 0.5 - i / 100, "top5": 1.0, "se": 0.02} for i in range(30)]
@@ -80,7 +80,7 @@ def woods(tmp_path):
             "images_per_second": speed,
             "near_copies": 0.3,
             "test_without_near_copies": 0.5,
-            "confusions": CONFUSED,
+            "confusions": [],
         }
         write(folder, "linear_probe", model, probe, model, wrong)
         methods = ["class-mean", "linear", *(["tip", "text-init"] if model == "m-clip" else [])]
@@ -142,7 +142,7 @@ def test_labels_that_are_enough(woods):
 
 
 def test_srgan_is_compared_picture_by_picture(woods):
-    write(woods, "zero_shot", "m-clip", {"top1": 0.75, "confusions": CONFUSED}, wrong=range(0, 160, 4), data="woods-srgan")
+    write(woods, "zero_shot", "m-clip", {"top1": 0.75, "confusions": []}, wrong=range(0, 160, 4), data="woods-srgan")
     line = next(line for line in plot.advise(study(woods)) if line.startswith("**SRGAN"))
     assert "of 3 comparisons 1 better beyond the interval, 0 worse" in line and "to +0.250 (+0.1" in line
 
@@ -183,6 +183,8 @@ def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
     assert labels(drawn["methods-m-clip.png"].axes[0]) == [f"m-clip: {m}, {u}" for u in plot.UPSAMPLINGS for m in ("ML", "CS")]
     assert labels(drawn["wise_ft.png"].axes[0]) == ["m-clip, ml", "m-clip, cs", "m-best, ml", "m-fast, ml"]
     assert len(drawn["prompts.png"].axes[0].get_yticks()) == 15 and len(drawn["zero_shot-m-clip.png"].axes) == 16
+    titles = [ax.get_title() for ax in drawn["confusions.png"].axes]
+    assert titles[:2] == ["ash → birch\n8 of 40", "elm → ash\n8 of 40"] and titles[2] == ""
     left, right = drawn["summary.png"].axes
     assert len(right.containers) == 1 + 3 + 3 + 1  # zero-shot, probes, ml, cs
     assert len(left.containers) == 8 + 3 * 2  # and 1 and 4 labels of each
