@@ -15,6 +15,9 @@ NAME   := $(notdir $(DATA:%/=%))
 CLIP   ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
 IMAGENET ?= $(if $(filter toy,$(NAME)),toy-imagenet,resnet101 efficientnet_b7 vit_b_32)
 
+# ViT-B/32 and ViT-L/14@336px as files can be called
+override CLIP := $(subst @,-,$(subst /,-,$(CLIP)))
+
 # training networks takes a GPU, or patience, but for toys; CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
 FINETUNE  ?= $(if $(filter toy,$(NAME)),1,0)
 UPSAMPLED ?= $(if $(filter-out 0,$(FINETUNE)),$(CLIP))
@@ -22,6 +25,10 @@ UPSAMPLED ?= $(if $(filter-out 0,$(FINETUNE)),$(CLIP))
 # small encoders bear, and need, larger steps than finetune.py's defaults (chosen on held-out training images); small pictures a small SRGAN
 TUNE  ?= $(if $(filter toy,$(NAME)),--lr 5e-4 --epochs 12)
 SRGAN ?= $(if $(filter toy,$(NAME)),--blocks 4 --width 32 --epochs 8 --adversarial 4)
+
+# glibc hands large tensors back after each use and pays for fresh pages at the next; other systems do not know these
+export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed

@@ -25,13 +25,25 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, why, wilson
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#7F7F7F")
 GREEN, RED, GREY = "#1a7f37", "#c62828", "#777777"
 MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-tuned, cs": "D"}
 STYLES = {"class-mean": ("v", ":"), "linear": ("o", "--"), "tip": ("^", "-."), "text-init": ("s", "-")}
 UPSAMPLINGS = ("bicubic", "SRGAN")
 SHOTS = ("1", "4", "16")  # labels a class that get a row in the table
+ALIKE = 1.5  # times as fast: less is not told apart
 COPIES = 0.2  # share of near-copies from which the numbers come with a warning
+
+
+NEEDS = {  # what figures and table take from a record: metrics, arrays
+    "zero_shot": (("top1", "confusions"), ("predicted", "pairs", "pictures")),
+    "prompts": (("templates", "ensemble"), ("predicted",)),
+    "few_shot": (("labels", "linear"), ("right",)),
+    "linear_probe": (("images_per_second", "near_copies", "test_without_near_copies", "confusions"), ("predicted", "pairs", "pictures")),
+    "finetune": (("val", "wise", "wise_alpha"), ("predicted",)),
+    "upsample": (("psnr",), ("low", "original")),
+    "train": ((), ()),
+}
 
 
 @dataclass
@@ -100,13 +112,21 @@ def load(folder, name):
     """All runs of NAME and NAME-srgan, sorted; fails where they do not belong together."""
     runs, seen = [], {}
     for data, upsampling in zip((name, f"{name}-srgan"), UPSAMPLINGS):
-        for file in sorted([*Path(folder).glob(f"*/{data}/*.json"), *Path(folder).glob(f"*/{data}/*/*.json")]):
+        for file in sorted(Path(folder).glob(f"*/{data}/*.json")):
+            if file.name.startswith("."):  # what a kill has left, or a Mac
+                continue
             record = read_json(file)
             try:
                 args, model = record["args"], record["model"]["name"] if record["script"] != "upsample" else ""
                 variant = "frozen" if args.get("freeze") else args.get("method", args.get("task", ""))
                 run = Run(record["script"], model, variant, upsampling, record, file)
-                _ = record["command"], record["environment"], record["seconds"], run.arrays.get("index", variant == "train")
+                keys, arrays = NEEDS["train" if variant == "train" else run.script]
+                if (
+                    not {"command", "environment", "seconds"} <= {*record}
+                    or not {*keys} <= {*run.metrics}
+                    or not {*arrays} <= {*run.arrays}
+                ):
+                    raise KeyError
                 made_of = {
                     f"pictures of {data}": record["data"]["fingerprint"],
                     f"test images of {name}": record["data"]["counts"].get("test"),
@@ -161,9 +181,10 @@ def missing(study):
     for run in study.runs:
         if run.model:
             kinds.setdefault((run.script, run.variant, run.upsampling), run.file.parent)
+    clips = {run.model for run in study.runs if run.script in ("zero_shot", "prompts") or run.variant == "cs" or "tip" in run.metrics}
     for (script, variant, upsampling), folder in kinds.items():
         clip_only = script in ("zero_shot", "prompts") or variant == "cs" or upsampling == "SRGAN"
-        pool = [m for m in study.models if not clip_only or study.find("zero_shot", m, None, upsampling)]
+        pool = [m for m in study.models if not clip_only or m in clips]
         names = [spelled(m) + f"-{variant}".rstrip("-") for m in pool if not study.find(script, m, variant, upsampling)]
         lacks += [str(folder / f"{name}.json") for name in names]
     return lacks
@@ -172,15 +193,18 @@ def missing(study):
 # ---- figures ----------------------------------------------------------------------------------------------------------
 
 
-def panels(count, width=9.0, height=3.6, **kwargs):
-    """A figure as wide as a README, and `count` axes side by side."""
-    fig = Figure(figsize=(width, height), layout="constrained")
-    axes = fig.subplots(1, count, squeeze=False, **kwargs)[0]
-    for ax in axes:
+def panels(count, width=9.0, height=3.6, across=3, **kwargs):
+    """A figure as wide as a README, and `count` axes in rows of `across`."""
+    down = -(-count // across)
+    fig = Figure(figsize=(width, height * down), layout="constrained")
+    grid = fig.subplots(down, min(count, across), squeeze=False, **kwargs).ravel()
+    for ax in grid:
         ax.grid(color="#e5e5e5", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    return fig, axes
+    for ax in grid[count:]:
+        ax.remove()
+    return fig, grid[:count]
 
 
 def shot_axis(ax, ks, everything=None):
@@ -234,8 +258,9 @@ def draw_few_shot(study):
         shot_axis(ax, map(int, ks), *map(int, ks[len(run.shots()) :]))
         ax.set_title(run.model, fontsize=10)
         ax.set_ylim(0, 1)
-        ax.legend(fontsize=7, loc="lower right")
-    axes[0].set_ylabel("test accuracy")
+        ax.set_ylabel("test accuracy")
+    most = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
+    most.legend(fontsize=7, loc="lower right")
     return fig
 
 
@@ -258,7 +283,7 @@ def draw_curves(study, lines):
         if study.chance > ax.get_ylim()[0]:
             chance_line(ax, study.chance)
     axes[0].set_ylabel(f"accuracy (chance {study.chance:.3f})")
-    axes[1].legend(fontsize=7, loc="lower right")
+    fig.legend(*axes[1].get_legend_handles_labels(), fontsize=7.5, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -284,12 +309,14 @@ def draw_methods(study, model):
 def draw_prompts(study):
     """Templates ranked by the accuracy on which they were chosen, ± one standard error: the best, the default, the worst."""
     runs = study.find("prompts")
-    fig, axes = panels(len(runs), height=4.6)
+    fig, axes = panels(len(runs), height=4.6, across=2)
     for ax, run in zip(axes, runs):
         ranked = sorted(run.metrics["templates"], key=lambda row: -row["top1"])
-        default = next((i for i, row in enumerate(ranked) if row["template"] == "a photo of a {}, a type of {type}."), None)
-        default = default if default is not None else next((i for i, row in enumerate(ranked) if row["template"] == "a photo of a {}."), 0)
-        shown = sorted({*range(min(12, len(ranked))), default, *range(max(0, len(ranked) - 3), len(ranked))})
+        places = {row["template"]: i for i, row in enumerate(ranked)}
+        default = places.get("a photo of a {}, a type of {type}.", places.get("a photo of a {}."))
+        shown = sorted(
+            {*range(min(12, len(ranked))), *([] if default is None else [default]), *range(max(0, len(ranked) - 3), len(ranked))}
+        )
         for y, i in enumerate(shown):
             row, chosen = ranked[i], ranked[i]["template"] in run.metrics["ensemble"]
             fill = study.colours[run.model] if chosen else "white"
@@ -395,7 +422,9 @@ def draw_summary(study):
             total = run.record["labels_used"] / len(run.record["data"]["classes"])
             everything = max(everything, total)
             order = list(MARKERS).index(run.method)
-            point(left, 0.5 * beside if run.method == "zero-shot" else total * beside * 1.16 ** (order - 1), run, **style)
+            point(
+                left, 0.5 * beside if run.method == "zero-shot" else total * 1.04 ** (3 * i + order - 1.5 * len(study.models)), run, **style
+            )
             if model in study.speeds:
                 point(right, study.speeds[model] * 1.04 ** (order - 1), run, **style)
     for ax in (left, right):
@@ -429,13 +458,13 @@ def figures(study):
         else:
             lacking.append((f"{name}.png", lacks))
 
-    mistaken = [run for run in study.find("linear_probe") if len(run.arrays["pairs"])]
+    mistaken = [run for run in (*study.find("zero_shot"), *study.find("linear_probe")) if len(run.arrays["pairs"])]
     tuned = study.find("finetune", None, "cs") or study.find("finetune", None, "ml")
     plan("summary", draw_summary, lacks="linear_probe.py", found=study.find("linear_probe"))
     plan("few_shot", draw_few_shot, lacks="few_shot.py", found=study.find("few_shot"))
     plan("frozen_and_full", draw_frozen, lacks="finetune.py --freeze", found=study.find("finetune", None, "frozen"))
     plan("prompts", draw_prompts, lacks="prompts.py", found=study.find("prompts"))
-    plan("confusions", draw_confusions, lacks="linear_probe.py with a mistake", found=mistaken)
+    plan("confusions", draw_confusions, lacks="zero_shot.py or linear_probe.py with a mistake", found=mistaken)
     plan("wise_ft", draw_wise, lacks="finetune.py", found=tuned)
     plan("upsampling", draw_upsampling, lacks="upsample.py eval", found=study.find("upsample", None, "eval"))
     for run in study.find("zero_shot") or [None]:
@@ -481,11 +510,16 @@ def figure_of(mean, low, high, sign=""):
 
 
 def tied(study, runs):
-    """The best of some runs, and all whose paired interval with it includes 0, the fastest encoder first."""
+    """(best, those whose paired interval with it includes 0, all differences to it).
+
+    The fastest encoder comes first; below a factor of ALIKE speeds are noise, and the more accurate one does.
+    """
     best = max(runs, key=lambda run: run.right().mean())
     gaps = {id(run): versus(run, best) for run in runs}
     equal = [run for run in runs if run is best or gaps[id(run)][1] <= 0 <= gaps[id(run)][2]]
-    return best, sorted(equal, key=lambda run: (-study.speeds.get(run.model, 0), run is not best)), gaps
+    speed = {id(run): study.speeds.get(run.model, 0) for run in equal}
+    fast = max(speed.values()) / ALIKE
+    return best, sorted(equal, key=lambda run: (-min(speed[id(run)], fast), -gaps[id(run)][0])), gaps
 
 
 def choice(study, runs, what):
@@ -498,7 +532,8 @@ def choice(study, runs, what):
         return f"{name} {value}" + (f", {study.speeds[run.model]:,.0f} images/s" if run.model in study.speeds else "")
 
     text = f"**{what}: {' or '.join(run.model for run in equal)}.** " + "; ".join(map(told, equal))
-    text += "; not told apart, the fastest encoder first" if len(equal) > 1 else ""
+    if len(equal) > 1:
+        text += "; not told apart" + (", a clearly faster encoder first" if all(run.model in study.speeds for run in equal) else "")
     behind = [told(run) for run in runs if run not in equal]
     return text + (f". Behind: {'; '.join(behind)}." if behind else ".")
 
@@ -519,7 +554,9 @@ def advise(study):
             found = f"{k} ({few.few}: {figure_of(*gaps[k], '+')})" if k else f"more than {ks[-1]}" if ks else "too few images to tell"
             enough.append(f"{probe.model} {found}")
     if enough:
-        said.append(f"**Labels a class that come within the interval of all labels and the linear probe:** {'; '.join(enough)}.")
+        said.append(
+            f"**Labels a class that come within the interval of the linear probe on all** (mean of the draws): {'; '.join(enough)}."
+        )
     tuned = {}  # of each model the method that validation prefers, of equals ml
     for run in (*study.find("finetune", None, "ml"), *study.find("finetune", None, "cs")):
         if run.model not in tuned or run.metrics["val"] > tuned[run.model].metrics["val"]:
@@ -529,11 +566,12 @@ def advise(study):
         if probe := study.one("linear_probe", model):
             times = f"{run.record['seconds']:.0f} s instead of {probe.record['seconds']:.0f} s"
             gains.append(f"{model} {figure_of(*versus(run, probe), '+')} by {run.variant}, {times}")
-    if gains:
+    if tuned:
         said.append(choice(study, list(tuned.values()), "With fine-tuning"))
+    if gains:
         rule = "the method that validation prefers; some of the labels only validate"
         said.append(f"**Fine-tuning instead of the linear probe** ({rule}): {'; '.join(gains)}.")
-    elif probes:
+    if not tuned and probes:
         said.append("**Fine-tuning:** not run (`FINETUNE=1`).")
     pairs = [(a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in study.runs if a.upsampling == "bicubic" and a.model]
     gaps = {f"{a.model} {a.method}": versus(b, a) for a, b in pairs if b}
@@ -547,7 +585,7 @@ def advise(study):
         costs = [f"training the generator {train.record['seconds']:.0f} s"] if train else []
         costs += [f"enlarging the pictures {made:.0f} s"] if made else []
         said.append(text + (f" It costs {' and '.join(costs)}." if costs else ""))
-    elif probes:
+    elif probes and not [run for run in study.runs if run.upsampling == "SRGAN"]:
         said.append("**SRGAN:** not run.")
     if probes:
         m = probes[0].metrics
@@ -607,7 +645,15 @@ def main():
     study = Study(name, load(args.results, name))
     if not study.runs and not args.expect:
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")
-    absent = sorted({*missing(study), *(file for file in args.expect if not Path(file).exists())})
+    absent = sorted(file for file in args.expect if not Path(file).exists()) if args.expect else sorted(missing(study))
+    if args.readme:  # before the figures are drawn
+        try:
+            text = Path(args.readme).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"--readme {args.readme}: {why(error)}")
+        insert(text, "", args.readme)
+        if not study.runs:
+            fail(f"--data {args.data}: no results in {args.results}/*/{name}/ for --readme")
     if args.table:
         print(render(summarise(study)) if study.runs else "", end="")
     else:
@@ -616,12 +662,12 @@ def main():
         for file, fig in drawn.items():
             with atomic(folder / file) as temporary:
                 fig.savefig(temporary, format="png", dpi=100)
-        print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99)}")
+        print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99) or 'nothing'}")
         for file, what in lacking:
             print(f"note: {file} is not drawn: no result of {what}")
     if args.readme:
         summary, readme = summarise(study), Path(args.readme)
-        text = insert(readme.read_text(), render(summary), readme)
+        text = insert(text, render(summary), readme)
         for file, content in ((folder / "summary.json", json.dumps(summary, indent=1) + "\n"), (readme, text)):
             with atomic(file) as temporary:
                 temporary.write_text(content)

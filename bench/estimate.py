@@ -3,10 +3,11 @@
     python bench/estimate.py --data fruits360 --runs results/few_shot/fruits360/RN101.json ...
     python bench/estimate.py --data toy --stamp results/toy.fingerprint       # rewrites the file only if a picture changed
 
-Each model encodes a few batches of noise. The rest is arithmetic, good to about a factor of two.
+Each model encodes a few batches of noise. The rest is arithmetic, rough, and rougher on a busy machine.
 """
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
-from common import atomic, counted, load_data, load_model, pick_device, speed
+from common import atomic, counted, fail, load_data, load_model, pick_device, speed
 
 START, FIT = 6, 30  # seconds: to start a script; to fit a probe or few-shot methods on a few thousand features
 STEP = 3  # forward passes that a training step costs
@@ -35,7 +36,7 @@ def generator_step(device):
     net = upsample.Generator(16, 64).to(device)
     side = upsample.SIDE // upsample.SCALE
     times = []
-    for _ in range(2):
+    for _ in range(4):
         began = time.perf_counter()
         net(torch.rand(1, 3, side, side, device=device)).mean().backward()
         next(net.parameters()).grad.sum().item()  # waits for the device
@@ -53,44 +54,50 @@ def main():
     data, changed = load_data(args.data, union=True), False
     if args.stamp:
         stamp = Path(args.stamp)
-        if not stamp.exists() or stamp.read_text() != data.fingerprint:
-            if changed := stamp.exists():
+        if not stamp.is_file() or stamp.read_text() != data.fingerprint:
+            if changed := stamp.is_file():
                 print(f"{data.name}: its pictures have changed, every result is made anew")
             with atomic(stamp) as temporary:
                 temporary.write_text(data.fingerprint)
-    runs = [(Path(file).parts[-3], Path(file).stem) for file in args.runs if changed or not Path(file).exists()]
+    if wrong := [file for file in args.runs if len(Path(file).parts) < 3]:
+        fail(f"--runs {wrong[0]}: must be SCRIPT/DATA/MODEL.json")
+    runs = [(*Path(file).parts[-3:-1], Path(file).stem) for file in args.runs if changed or not Path(file).exists()]
     if not runs:
         return
 
     counts = {split: len(files) for split, files in data.splits.items()}
     device, dtype = pick_device()
-    print(f"{data.name}: {counted(sum(counts.values()), 'image')}, {counted(len(runs), 'run')} to do on {device}, give or take half:")
-    total, more, train = 0, 0, counts.get("train", 0)
-    for name in sorted({stem for script, stem in runs if script == "linear_probe"}):
-        mine = [(script, stem.removeprefix(name)) for script, stem in runs if stem.removeprefix(name) in ("", "-ml", "-cs", "-frozen")]
+    print(f"{data.name}: {counted(sum(counts.values()), 'image')}, {counted(len(runs), 'run')} to do on {device}, roughly:")
+    images, train, total, more, unknown = sum(counts.values()), counts.get("train", 0), 0, 0, []
+    names = {re.sub("-(ml|cs|frozen)$", "", stem) for script, _, stem in runs if script != "upsample"}
+    clips = {stem for script, _, stem in runs if script == "zero_shot"}
+    for name in sorted(names):
+        mine = [(script, folder, stem.removeprefix(name)) for script, folder, stem in runs if re.sub("-(ml|cs|frozen)$", "", stem) == name]
         try:
             model = load_model(name)
         except SystemExit:  # it has said why; the runs will, too
-            print(f"  {name:16} not counted")
+            unknown.append(name)
             continue
         rate = speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8), rounds=2)
-        frozen = sum(counts.values()) / rate + sum(START + FIT * (script in ("linear_probe", "few_shot")) for script, _ in mine)
-        epoch = train / rate
-        trained = EPOCHS * epoch * sum({"-ml": STEP, "-cs": STEP, "-frozen": 1}.get(variant, 0) for _, variant in mine)
+        fits = sum(START + FIT * (script in ("linear_probe", "few_shot")) for script, *_ in mine)
+        frozen = images / rate * len({folder for _, folder, _ in mine}) + fits
+        trained = sum({"-ml": STEP, "-cs": STEP, "-frozen": 1}.get(variant, 0) for *_, variant in mine) * EPOCHS * train / rate
         total += frozen + trained
         print(f"  {name:16} {rate:8,.1f} images/s: features and fits {duration(frozen)}", end=", ")
         if trained:
             print(f"fine-tuning {duration(trained)}")
-        else:
-            wanted = EPOCHS * epoch * (STEP + 1 + STEP * bool(model.encode_text))
+        else:  # ml and frozen; of CLIP cs, and both with their features on the enlarged pictures, too
+            wanted = EPOCHS * train / rate * (STEP + 1 + 3 * STEP * (name in clips)) + (name in clips) * images / rate
             more += wanted
             print(f"with FINETUNE=1 {duration(wanted)} more")
-    if any(script in ("zero_shot", "upsample") for script, _ in runs):  # only CLIP models are compared on it
-        seconds = train / BATCH * (STAGES[0] + CRITIC * STAGES[1]) * generator_step(device)
-        wanted = any(script == "upsample" for script, _ in runs)
+    if clips or any(script == "upsample" for script, *_ in runs):
+        step = generator_step(device)  # enlarging takes a forward pass a picture, for which we take 100 px
+        seconds = train / BATCH * (STAGES[0] + CRITIC * STAGES[1]) * step + images * step / BATCH / STEP * (100 / 24) ** 2
+        wanted = any(script == "upsample" for script, *_ in runs)
         total, more = total + wanted * seconds, more + (not wanted) * seconds
         print(f"  SRGAN            of default size: {'' if wanted else 'with FINETUNE=1 '}{duration(seconds)}{'' if wanted else ' more'}")
-    print(f"in all about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
+    without = f", without {', '.join(unknown)}," if unknown else ""
+    print(f"in all{without} about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
 
 
 if __name__ == "__main__":
