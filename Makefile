@@ -74,7 +74,7 @@ $(STAMP): | $(ENV) $(WORLD)
 	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $@
 
 $(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
-$(filter results/%,$(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run)))): data/$(NAME)-srgan/upsample.json
+$(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run))): data/$(NAME)-srgan/upsample.json
 
 $(ZERO_SHOT): results/zero_shot/%.json:
 	$(PYTHON) zero_shot.py --data $(OF) --model $(*F) --out $@

@@ -565,15 +565,20 @@ def upsample(x, size):
     return F.interpolate(x.float(), size=size, mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
 
 
+def spelled(name):
+    """The name of a model as files can have it: ViT-L-14-336px."""
+    return re.sub("[/@]", "-", name)
+
+
 def model_name(name):
     """The exact name of a model, from CLIP's spelling or the one with / and @ as -. Fails with the nearest right names."""
     known = {*CLIP, *TOYS, *torchvision.models.list_models(module=torchvision.models)}
-    spelled = {re.sub("[/@]", "-", n).lower(): n for n in sorted(known)}
-    key = re.sub("[/@]", "-", name).lower()
-    if key not in spelled:
-        near = difflib.get_close_matches(key, spelled, 4, 0.4)
-        fail(f"--model {name}: no such model; nearest: {', '.join(spelled[n] for n in near) or ', '.join(CLIP)}")
-    return spelled[key]
+    names = {spelled(n).lower(): n for n in sorted(known)}
+    key = spelled(name).lower()
+    if key not in names:
+        near = difflib.get_close_matches(key, names, 4, 0.4)
+        fail(f"--model {name}: no such model; nearest: {', '.join(names[n] for n in near) or ', '.join(CLIP)}")
+    return names[key]
 
 
 def input_size(name):
@@ -805,7 +810,7 @@ def features(model, images, batch=None):
     """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was."""
     pipeline = [model.name, model.sha256, model.act, model.features, model.size, model.mean, model.std, str(model.dtype), model.device.type]
     key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
-    folder = Path(f"cache/features/{images.name}-{re.sub('[/@]', '-', model.name)}-{key}")
+    folder = Path(f"cache/features/{images.name}-{spelled(model.name)}-{key}")
     parts = []
     bar = progress(None, f"{model.name} features", "img", len(images.rows))
     for start in range(0, len(images.rows), CHUNK):

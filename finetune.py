@@ -13,7 +13,6 @@ elsewhere.
 import argparse
 import json
 import math
-import re
 import time
 from functools import lru_cache, partial
 from pathlib import Path
@@ -56,6 +55,7 @@ from common import (
     save_weights,
     snapshot,
     some,
+    spelled,
     write_result,
 )
 
@@ -379,7 +379,7 @@ def main():
     depends |= {"--head": file_sha256(args.head) if about else args.head, "weights": model.sha256, "device": model.device.type}
     depends["files or words of the classes"] = digest([data.fingerprint, train.paths, val.paths, data.words])
     depends["precision"] = str(model.dtype)
-    stem = Path(args.out or f"cache/finetune/{data.name}-{re.sub('[/@]', '-', model.name)}-{digest(depends)}.json")
+    stem = Path(args.out or f"cache/finetune/{data.name}-{spelled(model.name)}-{digest(depends)}.json")
     checkpoints = {seed: stem.with_suffix(f".{seed}.ckpt") for seed in range(args.seed, args.seed + args.seeds)}
     for seed, checkpoint in checkpoints.items() if not args.profile else ():  # all of them before hours go into the first
         if args.restart:

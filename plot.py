@@ -1,6 +1,6 @@
 """Figures, table and recommendation of the study, from results/ alone: no model is run and no data set is read.
 
-    python plot.py --data toy                # figures/toy/*.png, in 15 s
+    python plot.py --data toy                # figures/toy/*.png, in 10 s
     python plot.py --data toy --table        # Markdown: each result with its command, and what follows from them
 
 NAME-srgan, the data set that upsample.py made of NAME, is shown beside NAME. Results of other pictures or weights than the
@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, why, wilson
+from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, spelled, why, wilson
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow
+# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow and black; three more for those with many models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#7F7F7F")
 GREEN, RED, GREY = "#1a7f37", "#c62828", "#777777"
 MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-tuned, cs": "D"}
@@ -129,16 +129,15 @@ def load(folder, name):
                     raise KeyError
                 made_of = {
                     f"pictures of {data}": record["data"]["fingerprint"],
-                    f"test images of {name}": record["data"]["counts"].get("test"),
                 }
+                if variant != "train":
+                    made_of[f"test images of {name}"] = record["data"]["counts"].get("test")
                 if model:
                     made_of[f"weights of {model}"] = record["model"]["sha256"]
                 if upsampling == "SRGAN":
                     made_of[f"pictures of {name}"] = record["data"].get("made", {}).get("source")
             except (KeyError, TypeError, AttributeError):
                 fail(f"{file}: not a result of these scripts, or of older ones; make it anew, or take it out of {folder}")
-            if variant == "train":
-                del made_of[f"test images of {name}"]
             for what, value in made_of.items():
                 first = seen.setdefault(what, (value, file))
                 if first[0] != value:
@@ -155,6 +154,7 @@ class Study:
     def __init__(self, name, runs):
         self.name, self.runs = name, runs
         self.models = sorted({run.model for run in runs if run.model}, key=lambda m: (not self.find("zero_shot", m), m))
+        self.runs = sorted(runs, key=lambda run: self.models.index(run.model) if run.model else -1)
         self.colours = {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(self.models)}
         self.speeds = {run.model: run.metrics["images_per_second"] for run in self.find("linear_probe")}
         self.chance = next((1 / len(run.record["data"]["classes"]) for run in runs), 0)
@@ -168,11 +168,6 @@ class Study:
 
     def one(self, *args):
         return next(iter(self.find(*args)), None)
-
-
-def spelled(model):
-    """The name of a model as files have it."""
-    return model.replace("/", "-").replace("@", "-")
 
 
 def missing(study):
@@ -240,7 +235,7 @@ def draw_zero_shot(study, run):
 
 def draw_few_shot(study):
     """Test accuracy against labels a class; mean and standard deviation of the draws; zero-shot is the star at 0."""
-    runs = [study.one("few_shot", model) for model in study.models if study.find("few_shot", model)]
+    runs = study.find("few_shot")
     fig, axes = panels(len(runs), sharey=True)
     for ax, run in zip(axes, runs):
         m, colour = run.metrics, study.colours[run.model]
@@ -568,11 +563,11 @@ def advise(study):
             gains.append(f"{model} {figure_of(*versus(run, probe), '+')} by {run.variant}, {times}")
     if tuned:
         said.append(choice(study, list(tuned.values()), "With fine-tuning"))
+    elif probes:
+        said.append("**Fine-tuning:** not run (`FINETUNE=1`).")
     if gains:
         rule = "the method that validation prefers; some of the labels only validate"
         said.append(f"**Fine-tuning instead of the linear probe** ({rule}): {'; '.join(gains)}.")
-    if not tuned and probes:
-        said.append("**Fine-tuning:** not run (`FINETUNE=1`).")
     pairs = [(a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in study.runs if a.upsampling == "bicubic" and a.model]
     gaps = {f"{a.model} {a.method}": versus(b, a) for a, b in pairs if b}
     if gaps:
@@ -643,7 +638,7 @@ def main():
 
     name = Path(args.data).absolute().name
     study = Study(name, load(args.results, name))
-    if not study.runs and not args.expect:
+    if not study.runs and (args.readme or not args.expect):
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")
     absent = sorted(file for file in args.expect if not Path(file).exists()) if args.expect else sorted(missing(study))
     if args.readme:  # before the figures are drawn
@@ -652,8 +647,6 @@ def main():
         except (OSError, UnicodeDecodeError) as error:
             fail(f"--readme {args.readme}: {why(error)}")
         insert(text, "", args.readme)
-        if not study.runs:
-            fail(f"--data {args.data}: no results in {args.results}/*/{name}/ for --readme")
     if args.table:
         print(render(summarise(study)) if study.runs else "", end="")
     else:

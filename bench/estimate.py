@@ -61,18 +61,19 @@ def main():
                 temporary.write_text(data.fingerprint)
     if wrong := [file for file in args.runs if len(Path(file).parts) < 3]:
         fail(f"--runs {wrong[0]}: must be SCRIPT/DATA/MODEL.json")
-    runs = [(*Path(file).parts[-3:-1], Path(file).stem) for file in args.runs if changed or not Path(file).exists()]
+    todo = [Path(file) for file in args.runs if changed or not Path(file).exists()]
+    runs = [(*file.parts[-3:-1], *re.fullmatch("(.*?)(-ml|-cs|-frozen)?", file.stem).groups("")) for file in todo]
     if not runs:
         return
 
-    counts = {split: len(files) for split, files in data.splits.items()}
-    device, dtype = pick_device()
-    print(f"{data.name}: {counted(sum(counts.values()), 'image')}, {counted(len(runs), 'run')} to do on {device}, roughly:")
-    images, train, total, more, unknown = sum(counts.values()), counts.get("train", 0), 0, 0, []
-    names = {re.sub("-(ml|cs|frozen)$", "", stem) for script, _, stem in runs if script != "upsample"}
-    clips = {stem for script, _, stem in runs if script == "zero_shot"}
-    for name in sorted(names):
-        mine = [(script, folder, stem.removeprefix(name)) for script, folder, stem in runs if re.sub("-(ml|cs|frozen)$", "", stem) == name]
+    device, _ = pick_device()
+    images, train = sum(map(len, data.splits.values())), len(data.splits.get("train", ()))
+    print(f"{data.name}: {counted(images, 'image')}, {counted(len(runs), 'run')} to do on {device}, roughly:")
+    clips = {name for script, _, name, _ in runs if script == "zero_shot"}
+    srgan = any(script == "upsample" for script, *_ in runs)
+    total, more, unknown = 0, 0, []
+    for name in sorted({name for script, _, name, _ in runs if script != "upsample"}):
+        mine = [run for run in runs if run[2] == name]
         try:
             model = load_model(name)
         except SystemExit:  # it has said why; the runs will, too
@@ -80,7 +81,7 @@ def main():
             continue
         rate = speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8), rounds=2)
         fits = sum(START + FIT * (script in ("linear_probe", "few_shot")) for script, *_ in mine)
-        frozen = images / rate * len({folder for _, folder, _ in mine}) + fits
+        frozen = images / rate * len({folder for _, folder, *_ in mine}) + fits
         trained = sum({"-ml": STEP, "-cs": STEP, "-frozen": 1}.get(variant, 0) for *_, variant in mine) * EPOCHS * train / rate
         total += frozen + trained
         print(f"  {name:16} {rate:8,.1f} images/s: features and fits {duration(frozen)}", end=", ")
@@ -90,12 +91,11 @@ def main():
             wanted = EPOCHS * train / rate * (STEP + 1 + 3 * STEP * (name in clips)) + (name in clips) * images / rate
             more += wanted
             print(f"with FINETUNE=1 {duration(wanted)} more")
-    if clips or any(script == "upsample" for script, *_ in runs):
+    if clips or srgan:
         step = generator_step(device)  # enlarging takes a forward pass a picture, for which we take 100 px
         seconds = train / BATCH * (STAGES[0] + CRITIC * STAGES[1]) * step + images * step / BATCH / STEP * (100 / 24) ** 2
-        wanted = any(script == "upsample" for script, *_ in runs)
-        total, more = total + wanted * seconds, more + (not wanted) * seconds
-        print(f"  SRGAN            of default size: {'' if wanted else 'with FINETUNE=1 '}{duration(seconds)}{'' if wanted else ' more'}")
+        total, more = total + srgan * seconds, more + (not srgan) * seconds
+        print(f"  SRGAN            of default size: {'' if srgan else 'with FINETUNE=1 '}{duration(seconds)}{'' if srgan else ' more'}")
     without = f", without {', '.join(unknown)}," if unknown else ""
     print(f"in all{without} about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
 
