@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -361,6 +362,12 @@ class Images:
         """Some of the images: those where a boolean mask (N,) is true, or of these positions."""
         chosen = np.arange(len(self.rows))[chosen]
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=[self.paths[i] for i in chosen])
+
+
+def clusters(images):
+    """Which images depend on each other: int64 (N,), one number for those of a group, or of copies of one another."""
+    groups = getattr(images, "groups", None)
+    return np.unique(groups, return_inverse=True)[1] if groups else np.arange(len(images.rows))
 
 
 def image_sizes(data, files):
@@ -1048,51 +1055,154 @@ def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, 
 # ---- metrics ------------------------------------------------------------------------------------------------------
 
 
-def wilson(correct, total):
-    """95 % Wilson score interval of a proportion (Wilson 1927): right for independent images."""
-    z, p = 1.959964, correct / total
-    centre, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    low, high = ((centre + sign * half) / (1 + z * z / total) for sign in (-1, 1))
-    return [max(0.0, low), min(1.0, high)]
+LEVEL = 0.95  # of every interval
+RESAMPLES = 20_000  # of the class bootstrap, which decides nothing
+FEWEST = 10  # classes below which redrawing them says nothing
+UNEVEN = 0.05  # how far mean per class may lie below top-1 without a word
 
 
-def class_bootstrap(correct, labels, draws=2000, seed=0):
-    """95 % percentile interval of the accuracy when whole classes are drawn anew: the honest one for frames of few objects."""
+def normal_quantile(comparisons=1):
+    """Two-sided quantile at LEVEL, by which `comparisons` intervals hold at once (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / comparisons)
+
+
+def student_quantile(z, df):
+    """The quantile of Student's t with df degrees of freedom that belongs to the normal quantile z (Abramowitz and Stegun, 26.7.5)."""
+    terms = z**3 + z, (5 * z**5 + 16 * z**3 + 3 * z) / 24, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 96
+    return z + sum(term / (4 * df) ** i for i, term in zip((1, 2, 3), (terms[0], terms[1] * 4, terms[2] * 16)))
+
+
+def wilson(p, n, z=None):
+    """Score interval of a proportion p of n independent images (Wilson 1927); n may be an effective number."""
+    z = z or normal_quantile()
+    p = min(max(p, 0.0), 1.0)
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
+
+
+def variance_of_mean(values, labels, clusters):
+    """(variance, degrees of freedom, clusters) of the mean of values (N,) when each class's clusters are drawn anew.
+
+    The classes are the user's own and stay; clusters (N,) are images that depend on each other, such as frames of one video.
+    A class of a single cluster tells nothing of its spread, so such classes form one class together. Degrees by Satterthwaite.
+    """
+    _, first, member = np.unique(np.stack([labels, clusters]), axis=1, return_index=True, return_inverse=True)
+    member, stratum = member.ravel(), np.unique(labels, return_inverse=True)[1][first]  # cluster of an image, class of a cluster
+    alone = np.bincount(stratum)[stratum] == 1
+    stratum = np.where(alone, -1, stratum) if alone.sum() != 1 else np.zeros_like(stratum)
+    stratum = np.unique(stratum, return_inverse=True)[1]
+    of_image = stratum[member]
+    mean = np.bincount(of_image, values) / np.bincount(of_image)
+    sums = np.bincount(member, values - mean[of_image])
+    free = np.maximum(np.bincount(stratum) - 1, 1)
+    parts = np.bincount(stratum, sums * sums) * (1 + 1 / free) / len(values) ** 2
+    df = parts.sum() ** 2 / (parts**2 / free).sum() if parts.any() else math.inf
+    return parts.sum(), max(df, 3.0), len(first)
+
+
+def accuracy_interval(right, labels, clusters=None, z=None):
+    """95 % interval of the mean of `right`, (N,) or of S draws of the labels learnt from (S, N), values in 0..1.
+
+    Over images, drawn anew within each class (their clusters where they have some), and over draws. Wilson's interval for
+    the number of independent images that would vary as much (Kish's effective sample size), with Student's quantile; the
+    spread of S draws is added in quadrature. bench/coverage.py shows how often it holds.
+    """
+    z, labels = z or normal_quantile(), np.asarray(labels)
+    draws = np.atleast_2d(np.asarray(right, float))
+    values, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
+    p = values.mean()
+    variance, df, independent = variance_of_mean(values, labels, clusters)
+    low, high = wilson(p, p * (1 - p) / variance if variance > 0 else independent, student_quantile(z, df))
+    wide = spread_of_draws(draws.mean(1), z)
+    return [max(0.0, p - math.hypot(p - low, wide)), min(1.0, p + math.hypot(high - p, wide))]
+
+
+def spread_of_draws(means, z):
+    """Half the interval of the mean of S draws' means (S,), by Student's t; 0 for one draw, whose spread nobody knows."""
+    s = len(means)
+    return student_quantile(z, s - 1) * np.std(means, ddof=1) / math.sqrt(s) if s > 1 else 0.0
+
+
+def paired_difference(after, before, labels, clusters=None, z=None):
+    """Mean of after - before on the same images, and its interval; either is (N,), or (S, N) of the same S draws.
+
+    The difference is (share of images on which they differ) times (how one-sided these are). One-sidedness gets Wilson's
+    interval with half the continuity correction, close to the mid-p of the exact conditional test that Fagerland, Lydersen and
+    Laake (2013) recommend: 4 better and 0 worse are not beyond chance, 5 and 0 are. The share gets Wilson's, and the product
+    the square-and-add of their logarithms (MOVER, Zou and Donner 2008), so that only one-sidedness decides the sign.
+    Clusters and unequal values reduce the number of images that count.
+    """
+    z, labels = z or normal_quantile(), np.asarray(labels)
+    draws = np.atleast_2d(np.asarray(after, float)) - np.atleast_2d(np.asarray(before, float))
+    d, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
+    variance, df, independent = variance_of_mean(d, labels, clusters)
+    n, mean, size = len(d), d.mean(), np.abs(d)
+    total = size.sum()
+    if total == 0:
+        low, high = -wilson(0, independent, z)[1], wilson(0, independent, z)[1]
+    else:
+        alike = max(1.0, variance / (d.var() / n)) if d.var() > 0 else n / independent  # how many images count as one
+        z_image = z if independent == n else student_quantile(z, df)
+        share, sided, differ = total / n, d.sum() / total, total**2 / (d * d).sum() / alike
+        shares = wilson(share, (share * (1 - share) / size.var() if size.var() > 0 else 1) * n / alike, z_image)
+        sides = [2 * wilson((1 + sided) / 2 + step / differ, differ, z_image)[side] - 1 for side, step in ((0, -0.25), (1, 0.25))]
+        low = product_bound(share, sided, shares, sides[0], outwards=mean < 0)
+        high = product_bound(share, sided, shares, sides[1], outwards=mean > 0)
+    wide = spread_of_draws(draws.mean(1), z)
+    low, high = max(-1.0, mean - math.hypot(mean - low, wide)), min(1.0, mean + math.hypot(high - mean, wide))
+    return {"mean": mean.item(), "ci95": [float(low), float(high)]}
+
+
+def product_bound(share, sided, shares, bound, outwards):
+    """A bound of share * sided, away from zero or towards it, from that of sided and both of share; it has the sign of `bound`."""
+    if bound * sided <= 0:
+        return share * bound
+    step = math.hypot(math.log(bound / sided), math.log(shares[int(outwards)] / share))
+    return share * sided * math.exp(step if outwards else -step)
+
+
+def other_classes(correct, labels, seed=0):
+    """95 % percentile interval of the accuracy when whole classes are drawn anew: of a study of other classes like these.
+
+    None below FEWEST classes. It answers another question than that of the user, whose classes are fixed.
+    """
     classes, index = np.unique(labels, return_inverse=True)
-    hits, counts = np.bincount(index, correct), np.bincount(index)
-    drawn = np.random.default_rng(seed).multinomial(len(classes), np.full(len(classes), 1 / len(classes)), draws)  # (draws, C)
-    return np.quantile((drawn @ hits) / (drawn @ counts), [0.025, 0.975]).tolist()
+    if len(classes) < FEWEST:
+        return None
+    hits, counts, rng = np.bincount(index, correct), np.bincount(index), np.random.default_rng(seed)
+    share, means = np.full(len(classes), 1 / len(classes)), []
+    for _ in range(10 if len(classes) < 2000 else 1):  # in parts, to hold few counts at a time
+        drawn = rng.multinomial(len(classes), share, RESAMPLES // 10)  # (draws, C)
+        means.append((drawn @ hits) / (drawn @ counts))
+    return np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
 
 
-def paired_difference(after, before, labels):
-    """Mean of after - before over images, both (N,) of 0 to 1, with its two 95 % intervals, over images and over classes."""
-    d = after.astype(float) - before
-    half = 1.959964 * d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else math.inf
-    return {"mean": d.mean().item(), "ci95": [d.mean() - half, d.mean() + half], "ci95_class": class_bootstrap(d, labels)}
-
-
-def evaluate(logits, labels, classes, pairs=10):
+def evaluate(logits, labels, classes, clusters=None, pairs=10):
     """Metrics of logits (N, C) against labels (N,): accuracies in 0..1; mean_per_class over the classes that have images.
 
-    confusions: the most frequent (true, predicted, count, share of that true class's images).
+    top1_ci95 is that of `accuracy_interval`, top1_ci95_other_classes of `other_classes`; top5 is None up to five classes.
+    largest_class is what always naming the commonest class would get. confusions: the most frequent (true, predicted, count,
+    share of that true class's images).
     """
-    top = logits.argsort(dim=1, descending=True, stable=True)[:, :5]  # (N, 5); of equals the first class, as in numpy's argmax
-    predicted = top[:, 0].numpy()
-    true = labels.numpy()
+    predicted, rank = [], []
+    index = torch.arange(logits.shape[1])
+    for part, y in zip(logits.split(1024), labels.split(1024)):
+        own = part.gather(1, y[:, None])
+        rank.append((part > own).sum(1) + ((part == own) & (index < y[:, None])).sum(1))  # of equals the first class, as in argmax
+        predicted.append(part.numpy().argmax(1))
+    predicted, true = np.concatenate(predicted), labels.numpy()
     correct = predicted == true
-    counts = np.bincount(true, minlength=len(classes))
-    matrix = np.zeros((len(classes), len(classes)), int)
-    np.add.at(matrix, (true, predicted), 1)
-    off = matrix * (1 - np.eye(len(classes), dtype=int))
-    order = np.argsort(-off, axis=None, kind="stable")[:pairs]
-    worst = [(t, p, off[t, p].item()) for t, p in zip(*np.unravel_index(order, off.shape)) if off[t, p]]
+    counts, hits = (np.bincount(true, w, len(classes)) for w in (None, correct))
+    confused, times = np.unique(np.stack([true, predicted])[:, ~correct], axis=1, return_counts=True)
+    worst = [(*confused[:, i], times[i].item()) for i in np.argsort(-times, kind="stable")[:pairs]]
     return {
         "top1": correct.mean().item(),
-        "top1_ci95": wilson(int(correct.sum()), len(true)),
-        "top1_ci95_class": class_bootstrap(correct, true),
-        "top5": (top == labels[:, None]).any(1).float().mean().item(),
-        "mean_per_class": (np.diag(matrix) / np.maximum(counts, 1))[counts > 0].mean().item(),
+        "top1_ci95": accuracy_interval(correct, true, clusters),
+        "top1_ci95_other_classes": other_classes(correct, true),
+        "top5": (torch.cat(rank) < 5).double().mean().item() if len(classes) > 5 else None,
+        "mean_per_class": (hits / np.maximum(counts, 1))[counts > 0].mean().item(),
         "chance": 1 / len(classes),
+        "largest_class": counts.max().item() / len(true),
         "confusions": [{"true": classes[t], "predicted": classes[p], "count": n, "share": n / counts[t].item()} for t, p, n in worst],
     }
 
@@ -1112,10 +1222,17 @@ def print_setup(data, model, images):
 
 def print_metrics(m):
     """What `evaluate` found, for people."""
-    print(f"top-1           {m['top1']:.3f}   95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images,", end=" ")
-    print(f"{m['top1_ci95_class'][0]:.3f} to {m['top1_ci95_class'][1]:.3f} over classes")
-    print(f"top-5           {m['top5']:.3f}\nmean per class  {m['mean_per_class']:.3f}\nchance          {m['chance']:.3f}")
-    print("most confused (true -> predicted: images, share of the true class)")
+    print("top-1           {:.3f}   95 % interval {:.3f} to {:.3f}, for other images of these classes".format(m["top1"], *m["top1_ci95"]))
+    if m["top1_ci95_other_classes"]:
+        print("other classes           95 % interval {:.3f} to {:.3f}, were these classes drawn anew".format(*m["top1_ci95_other_classes"]))
+    if m["top5"] is not None:
+        print(f"top-5           {m['top5']:.3f}")
+    print(f"mean per class  {m['mean_per_class']:.3f}")
+    print(f"chance          {m['chance']:.3f}   by guessing; always naming the largest class: {m['largest_class']:.3f}")
+    if m["mean_per_class"] < m["top1"] - UNEVEN:
+        print("note: mean per class lies far below top-1: large classes are named right, small ones are not")
+    if m["confusions"]:
+        print("most confused (true -> predicted: images, share of the true class)")
     for c in m["confusions"]:
         print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
 
@@ -1244,7 +1361,7 @@ def write_result(out, args, data, model, images, metrics, started, logits=None, 
         arrays |= example_pictures(last, predicted, metrics.get("confusions", ()), data.classes, args.seed)
     if arrays:  # first: where the record exists, its predictions do
         with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), **arrays)
+            np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), cluster=clusters(last), **arrays)
     with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(f"wrote {out}")

@@ -29,6 +29,7 @@ from common import (
     at_least,
     centre_and_spread,
     class_embeddings,
+    clusters,
     counted,
     default_model,
     digest,
@@ -422,15 +423,16 @@ def main():
 
     history, wise, alphas, tested = (runs[0][key] for key in ("history", "wise", "alphas", "tested"))
     logits, labels = tested[1.0][0], test.labels
-    m = evaluate(logits, labels, data.classes)
+    together = clusters(test)
+    m = evaluate(logits, labels, data.classes, together)
     after, before, chosen = (tested[a][1] for a in (1.0, 0.0, alphas[0]))
     top = max(history, key=lambda row: row["val"])  # of equals the first
     metrics = {
         "val": top["val"],
         "best_epoch": top["epoch"],
-        **{key.replace("top1", "test"): value for key, value in m.items()},
+        **m,
         "before": before.mean().item(),
-        "gain": paired_difference(after, before, labels.numpy()),
+        "gain": paired_difference(after, before, labels, together),
         "wise": wise if args.head != "random" else None,
         "wise_alpha": alphas[0],
         "test_wise": {"0": before.mean().item(), "chosen": chosen.mean().item(), "1": after.mean().item()},
@@ -448,7 +450,7 @@ def main():
         print(f"WiSE-FT         {chosen.mean():.3f}   on test, alpha {alphas[0]:g} of validation {wise[alphas[0]]:.3f}{as_good}")
     gain = metrics["gain"]
     print(f"before          {before.mean():.3f}   on test; gain {gain['mean']:+.3f}", end=", ")
-    print("95 % interval {:+.3f} to {:+.3f} over images, {:+.3f} to {:+.3f} over classes".format(*gain["ci95"], *gain["ci95_class"]))
+    print("95 % interval {:+.3f} to {:+.3f}".format(*gain["ci95"]))
     print_metrics(m)
     if len(runs) > 1:
         print(f"{len(runs)} seeds         {metrics['seeds']['mean']:.3f} ± {metrics['seeds']['std']:.3f} on test; above: seed {args.seed}")

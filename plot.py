@@ -6,11 +6,13 @@
 NAME-srgan, the data set that upsample.py made of NAME, is shown beside NAME. Results of other pictures or weights than the
 rest are refused; what is missing is named, and the exit code is then 1. It needs results that the scripts wrote with --out.
 
-    right    (N,) for each test image 1 or 0, or the share of the draws of few_shot.py that named it right
+    right    (S, N) for each test image 1 or 0, in each of the S draws of the labels of few_shot.py; S is 1 elsewhere
 """
 
 import argparse
 import json
+import math
+import re
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -22,7 +24,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from common import atomic, class_bootstrap, counted, fail, paired_difference, read_json, some, spelled, why, wilson
+from common import (
+    accuracy_interval,
+    atomic,
+    counted,
+    digest,
+    fail,
+    normal_quantile,
+    paired_difference,
+    read_json,
+    some,
+    spelled,
+    why,
+    wilson,
+)
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow and black; three more for those with many models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#7F7F7F")
@@ -31,15 +46,17 @@ MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-t
 STYLES = {"class-mean": ("v", ":"), "linear": ("o", "--"), "tip": ("^", "-."), "text-init": ("s", "-")}
 UPSAMPLINGS = ("bicubic", "SRGAN")
 SHOTS = ("1", "4", "16")  # labels a class that get a row in the table
-ALIKE = 1.5  # times as fast: less is not told apart
-COPIES = 0.2  # share of near-copies from which the numbers come with a warning
+FASTER = 1.5  # times as fast: less is not told apart
+MARGIN = 0.02  # a loss of accuracy up to which one is as good as the other
+COPIES = 0.02  # share of copies from which the numbers come with a warning
+MANY = 1000  # test images from which a third decimal says something
 
 
 NEEDS = {  # what figures and table take from a record: metrics, arrays
     "zero_shot": (("top1", "confusions"), ("predicted", "pairs", "pictures")),
     "prompts": (("templates", "ensemble"), ("predicted",)),
-    "few_shot": (("labels", "linear"), ("right",)),
-    "linear_probe": (("images_per_second", "near_copies", "test_without_near_copies", "confusions"), ("predicted", "pairs", "pictures")),
+    "few_shot": (("labels", "methods"), ("right",)),
+    "linear_probe": (("near_copies", "test_without_near_copies", "confusions"), ("predicted", "pairs", "pictures")),
     "finetune": (("val", "wise", "wise_alpha"), ("predicted",)),
     "upsample": (("psnr",), ("low", "original")),
     "train": ((), ()),
@@ -59,6 +76,7 @@ class Run:
 
     def __post_init__(self):
         self.metrics, self.history = self.record["metrics"], self.record.get("history", [])
+        self.rate = self.record["args"].get("lr", 0.0)  # of the encoder, in finetune.py
         saved = self.file.with_suffix(".npz")
         try:
             self.arrays = dict(np.load(saved)) if saved.exists() else {}
@@ -82,30 +100,23 @@ class Run:
         labels, total = self.metrics["labels"], self.record["data"]["counts"]["train"]
         return [k for k in labels if labels[k] < total] + [k for k in labels if labels[k] == total][: int(everything)]
 
-    def right(self, k=None):
-        """(N,), of k labels a class where the run is one of few_shot.py."""
+    def right(self, k=None, method=None):
+        """(S, N), of k labels a class and a method where the run is one of few_shot.py."""
         if k is None:
-            return (self.arrays["true"] == self.arrays["predicted"]).astype(float)
-        methods = [name for name in STYLES if name in self.metrics]
-        return self.arrays["right"][list(self.metrics["labels"]).index(k), methods.index(self.few)].astype(float)
+            return (self.arrays["true"] == self.arrays["predicted"])[None].astype(float)
+        place = list(self.metrics["labels"]).index(k), self.metrics["methods"].index(method or self.few)
+        return self.arrays["right"][place].astype(float)
 
-    def accuracy(self, k=None):
-        """(test accuracy, low, high): the wider of its 95 % intervals over images and over classes."""
-        right = self.right(k)
-        return right.mean(), *wider(wilson(right.sum(), len(right)), class_bootstrap(right, self.arrays["true"]))
-
-
-def wider(*intervals):
-    return max(intervals, key=lambda i: i[1] - i[0])
+    def accuracy(self, k=None, method=None):
+        """(test accuracy, low, high) over images, and over draws of the labels where there are some."""
+        right = self.right(k, method)
+        return right.mean(), *accuracy_interval(right, self.arrays["true"], self.arrays["cluster"])
 
 
-def versus(a, b, k=None):
-    """(mean of a - b, low, high) over the same test images, the wider interval; k as in Run.right, of a."""
-    names = [[str(Path(path).with_suffix("")) for path in run.arrays["index"]] for run in (a, b)]
-    if names[0] != names[1]:
-        fail(f"{a.file} and {b.file}: tested on other images; delete the older one")
-    d = paired_difference(a.right(k), b.right(), a.arrays["true"])
-    return d["mean"], *wider(d["ci95"], d["ci95_class"])
+def differ(after, before, run, comparisons=1):
+    """(mean of after - before, low, high), of (S, N) each on the test images of `run`; `comparisons` intervals hold at once."""
+    d = paired_difference(after, before, run.arrays["true"], run.arrays["cluster"], normal_quantile(comparisons))
+    return d["mean"], *d["ci95"]
 
 
 def load(folder, name):
@@ -127,13 +138,16 @@ def load(folder, name):
                     or not {*arrays} <= {*run.arrays}
                 ):
                     raise KeyError
-                made_of = {
-                    f"pictures of {data}": record["data"]["fingerprint"],
-                }
+                made_of = {f"pictures of {data}": record["data"]["fingerprint"], "seeds": args["seed"]}
                 if variant != "train":
                     made_of[f"test images of {name}"] = record["data"]["counts"].get("test")
+                    made_of["devices or precisions"] = [record["environment"][key] for key in ("device", "precision")]
                 if model:
                     made_of[f"weights of {model}"] = record["model"]["sha256"]
+                    made_of["words for the classes"] = record["data"]["words"]
+                    names = [re.sub(r"\.[^.]*$", "", path) for path in run.arrays["index"].tolist()]  # enlarged ones are .png
+                    made_of[f"test images of {name}, by their names"] = digest(names)
+                    made_of[f"groups or copies of the test images of {data}"] = digest(run.arrays["cluster"].tolist())
                 if upsampling == "SRGAN":
                     made_of[f"pictures of {name}"] = record["data"].get("made", {}).get("source")
             except (KeyError, TypeError, AttributeError):
@@ -142,21 +156,32 @@ def load(folder, name):
                 first = seen.setdefault(what, (value, file))
                 if first[0] != value:
                     fail(f"{first[1]} and {file}: of different {what}; delete the older one and run make again")
-            if (twin := seen.setdefault((run.script, model, variant, upsampling), file)) != file:
+            if (twin := seen.setdefault((run.script, model, variant, run.rate, upsampling), file)) != file:
                 fail(f"{twin} and {file}: two results of one run; take one out of {folder}")
             runs.append(run)
     return runs
 
 
+def load_speeds(file):
+    """{model: images a second} as bench/speed.py measured them, {} where it has not."""
+    if not file.is_file():
+        return {}
+    found = read_json(file)
+    found = found.get("images_per_second") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(speed, (int, float)) for speed in found.values()):
+        fail(f"{file}: not what bench/speed.py writes; delete it and run make again")
+    return found
+
+
 class Study:
     """The runs of a data set, and a colour for each model, the same in each figure."""
 
-    def __init__(self, name, runs):
+    def __init__(self, name, runs, speeds=()):
         self.name, self.runs = name, runs
         self.models = sorted({run.model for run in runs if run.model}, key=lambda m: (not self.find("zero_shot", m), m))
         self.runs = sorted(runs, key=lambda run: self.models.index(run.model) if run.model else -1)
         self.colours = {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(self.models)}
-        self.speeds = {run.model: run.metrics["images_per_second"] for run in self.find("linear_probe")}
+        self.speeds = dict(speeds)
         self.chance = next((1 / len(run.record["data"]["classes"]) for run in runs), 0)
 
     def find(self, script, model=None, variant=None, upsampling="bicubic"):
@@ -169,19 +194,24 @@ class Study:
     def one(self, *args):
         return next(iter(self.find(*args)), None)
 
+    def tuned(self, model, variants=("ml", "cs"), upsampling="bicubic"):
+        """The run of finetune.py that validation prefers among methods and learning rates; of equals ml and the smaller rate."""
+        runs = [run for variant in variants for run in self.find("finetune", model, variant, upsampling)]
+        return min(runs, key=lambda run: (-run.metrics["val"], variants.index(run.variant), run.rate), default=None)
+
 
 def missing(study):
     """Files that these results lack to be whole: what one model of a kind has, each should have."""
     kinds, lacks = {}, []
     for run in study.runs:
         if run.model:
-            kinds.setdefault((run.script, run.variant, run.upsampling), run.file.parent)
+            end = run.file.stem.removeprefix(spelled(run.model))
+            kinds.setdefault((run.script, run.variant, run.upsampling, end), run.file.parent)
     clips = {run.model for run in study.runs if run.script in ("zero_shot", "prompts") or run.variant == "cs" or "tip" in run.metrics}
-    for (script, variant, upsampling), folder in kinds.items():
+    for (script, variant, upsampling, end), folder in kinds.items():
         clip_only = script in ("zero_shot", "prompts") or variant == "cs" or upsampling == "SRGAN"
-        pool = [m for m in study.models if not clip_only or m in clips]
-        names = [spelled(m) + f"-{variant}".rstrip("-") for m in pool if not study.find(script, m, variant, upsampling)]
-        lacks += [str(folder / f"{name}.json") for name in names]
+        files = [folder / f"{spelled(m)}{end}.json" for m in study.models if not clip_only or m in clips]
+        lacks += [str(file) for file in files if not file.exists()]
     return lacks
 
 
@@ -246,7 +276,7 @@ def draw_few_shot(study):
             look = {"marker": marker, "linestyle": line, "color": colour, "ms": 4, "lw": 1.2, "elinewidth": 0.8}
             ax.errorbar([int(k) for k in ks], mean, spread, label=method, **look)
         if "zero_shot" in m:
-            low, high = wider(m["zero_shot_ci95"], m["zero_shot_ci95_class"])
+            low, high = m["zero_shot_ci95"]
             error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
             ax.errorbar([0.5], [m["zero_shot"]], error, marker="*", ms=11, color=colour, linestyle="", label="zero-shot", elinewidth=0.8)
         chance_line(ax, study.chance)
@@ -287,7 +317,8 @@ def draw_frozen(study):
     lines = []
     for model in study.models:
         for variant, label, line in (("frozen", "linear layer alone, from random", "--"), ("ml", "all, from the probe", "-")):
-            lines += [(run, f"{model}: {label}", study.colours[model], line) for run in study.find("finetune", model, variant)]
+            if run := study.tuned(model, (variant,)):
+                lines.append((run, f"{model}: {label}", study.colours[model], line))
     return draw_curves(study, lines)
 
 
@@ -296,8 +327,8 @@ def draw_methods(study, model):
     lines = []
     for upsampling, colour in zip(UPSAMPLINGS, (study.colours[model], "#000000")):
         for variant, line in (("ml", "--"), ("cs", "-")):
-            found = study.find("finetune", model, variant, upsampling)
-            lines += [(run, f"{model}: {variant.upper()}, {upsampling}", colour, line) for run in found]
+            if run := study.tuned(model, (variant,), upsampling):
+                lines.append((run, f"{model}: {variant.upper()}, {upsampling}", colour, line))
     return draw_curves(study, lines)
 
 
@@ -353,8 +384,8 @@ def draw_confusions(study, most=3):
 def draw_wise(study):
     """WiSE-FT: validation accuracy of weights between start and fine-tuned; the chosen one is filled."""
     fig, (ax,) = panels(1, width=6.5)
-    runs = [run for model in study.models for variant in ("ml", "cs") for run in study.find("finetune", model, variant)]
-    runs = [run for run in runs if run.metrics["wise"]]
+    runs = [study.tuned(model, (variant,)) for model in study.models for variant in ("ml", "cs")]
+    runs = [run for run in runs if run and run.metrics["wise"]]
     for i, run in enumerate(runs):
         wise, colour, count = run.metrics["wise"], study.colours[run.model], run.record["data"]["counts"]["val"]
         x, y = np.array([float(a) for a in wise]), np.array(list(wise.values()))
@@ -393,33 +424,34 @@ def draw_upsampling(study):
 
 
 def draw_summary(study):
-    """Test accuracy with the wider interval, against labels a class and against the speed of the encoder."""
+    """Test accuracy with its interval, against labels a class and against the speed of the encoder."""
     fig, (left, right) = panels(2, height=4.4, sharey=True, width_ratios=(2.2, 1))
     ks, everything, used = set(), 1, set()
 
-    def point(ax, x, run, k=None, **kwargs):
-        mean, low, high = run.accuracy(k)
+    def point(ax, x, entry, **kwargs):
+        mean, low, high = entry.accuracy()
         error = [[max(mean - low, 0)], [max(high - mean, 0)]]
-        ax.errorbar([x], [mean], error, color=study.colours[run.model], elinewidth=0.8, linestyle="", **kwargs)
+        ax.errorbar([x], [mean], error, color=study.colours[entry.model], elinewidth=0.8, linestyle="", **kwargs)
         return mean
 
     for i, model in enumerate(study.models):
         beside = 1.05 ** (2 * i - len(study.models) + 1)  # side by side, or bars would hide each other
         if few := study.one("few_shot", model):
             mine = few.shots()
-            means = [point(left, int(k) * beside, few, k, marker=".", ms=4) for k in mine]
+            means = [point(left, int(k) * beside, shown(study, model, k), marker=".", ms=4) for k in mine]
             left.plot([int(k) * beside for k in mine], means, color=study.colours[model], lw=1.3)
             ks.update(int(k) for k in mine)
-        mine = [run for run in study.runs if (run.model, run.upsampling) == (model, "bicubic") and run.method in MARKERS]
-        for run in sorted(mine, key=lambda run: list(MARKERS).index(run.method)):
+        tuned = [study.tuned(model, (variant,)) for variant in ("ml", "cs")]
+        mine = [study.one("zero_shot", model), study.one("linear_probe", model), *tuned]
+        for order, run in enumerate(mine):
+            if run is None:
+                continue
             used.add(run.method)
             style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
             total = run.record["labels_used"] / len(run.record["data"]["classes"])
             everything = max(everything, total)
-            order = list(MARKERS).index(run.method)
-            point(
-                left, 0.5 * beside if run.method == "zero-shot" else total * 1.04 ** (3 * i + order - 1.5 * len(study.models)), run, **style
-            )
+            x = 0.5 * beside if run.method == "zero-shot" else total * 1.04 ** (3 * i + order - 1.5 * len(study.models))
+            point(left, x, run, **style)
             if model in study.speeds:
                 point(right, study.speeds[model] * 1.04 ** (order - 1), run, **style)
     for ax in (left, right):
@@ -427,18 +459,19 @@ def draw_summary(study):
         ax.set_ylim(0, 1)
     shot_axis(left, [k for k in sorted(ks) if k < 0.75 * everything], everything)
     left.set_ylabel("test accuracy, 95 % interval")
-    right.set_xscale("log")
+    if study.speeds:
+        right.set_xscale("log")
+        right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        right.minorticks_off()
+        low, high = right.get_xlim()
+        right.set_xlim(low / 1.5, high * 1.5)
     right.set_xlabel("encoder, images/s")
-    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    right.minorticks_off()
-    low, high = right.get_xlim()
-    right.set_xlim(low / 1.5, high * 1.5)
     handles = [Line2D([], [], color=study.colours[m], label=m) for m in study.models]
     handles += [Line2D([], [], color=GREY, linestyle="", marker=MARKERS[m], label=m) for m in MARKERS if m in used]
     handles += [Line2D([], [], color=GREY, linestyle=(0, (2, 2)), lw=0.8, label="chance")]
     left.legend(handles=handles, fontsize=7.5, loc="lower right", ncols=2)
-    left.set_title(f"{study.name}: lines are few-shot, text-init for CLIP, linear for others", fontsize=9, parse_math=False)
+    left.set_title(f"{study.name}: lines are few labels, the methods that the table advises", fontsize=9, parse_math=False)
     right.set_title("with all labels or none", fontsize=9)
     return fig
 
@@ -470,147 +503,308 @@ def figures(study):
     return drawn, lacking
 
 
+# ---- the rule ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Entry:
+    """What is compared for one encoder at one number of labels: a run, and of few_shot.py a number of labels and a method."""
+
+    run: Run
+    k: str = None
+    few: str = None
+
+    @property
+    def model(self):
+        return self.run.model
+
+    @property
+    def right(self):
+        return self.run.right(self.k, self.few)
+
+    @property
+    def method(self):
+        rate = f", rate {self.run.rate:g}" if self.run.variant in ("ml", "cs") else ""
+        return self.few or self.run.method + rate
+
+    def accuracy(self):
+        return self.run.accuracy(self.k, self.few)
+
+
+def unbeaten(first, rivals):
+    """`first`, or the most accurate of its rivals that beat it beyond the interval (all of them at once, on the test images)."""
+    beat = [r for r in rivals if differ(r.right, first.right, first.run, len(rivals))[1] > 0]
+    return max(beat, key=lambda r: r.right.mean(), default=first)
+
+
+def shown(study, model, k):
+    """What stands for a model with k labels a class, "all" of them, or None: text-init where there are captions, else linear; and
+    the linear probe with all; but never one that another method of the same encoder beats beyond the interval."""
+    few, probe = study.one("few_shot", model), study.one("linear_probe", model)
+    if k == "all":
+        whole = few.shots(everything=True)[len(few.shots()) :] if few else []
+        return probe and unbeaten(Entry(probe), [Entry(few, key, m) for key in whole for m in few.metrics["methods"]])
+    if few is None or k not in few.shots():
+        return None
+    return unbeaten(Entry(few, k, few.few), [Entry(few, k, m) for m in few.metrics["methods"] if m != few.few])
+
+
+def entries(study, budget):
+    """One Entry for each encoder that has a result with that many labels: "0", numbers a class, "all", "fine-tuned"."""
+    if budget == "0":
+        return [Entry(run) for run in study.find("zero_shot")]
+    if budget == "fine-tuned":
+        return [Entry(run) for run in map(study.tuned, study.models) if run]
+    return [entry for model in study.models if (entry := shown(study, model, budget))]
+
+
+@dataclass
+class Verdict:
+    """Where an encoder stands beside the best: "best", "as good", "perhaps", "worse"; and "guessing", where it beats no chance."""
+
+    entry: Entry
+    word: str
+    gap: tuple  # (mean, low, high) of its accuracy minus the best one's; all gaps of any two encoders hold at once
+
+
+def judge(rivals, margin):
+    """Verdicts, the best first. As good is non-inferior: the lower bound of the gap lies above -margin. Worse: the upper lies below 0."""
+    order = sorted(rivals, key=lambda e: -e.right.mean())
+    best, verdicts = order[0], []
+    for entry in order:
+        true, classes = entry.run.arrays["true"], len(entry.run.record["data"]["classes"])
+        gap = differ(entry.right, best.right, best.run, max(1, math.comb(len(order), 2)))
+        if entry.accuracy()[1] <= max(1 / classes, np.bincount(true).max() / len(true)):
+            word = "guessing"
+        elif entry is best:
+            word = "best"
+        else:
+            word = "as good" if gap[1] > -margin else "worse" if gap[2] < 0 else "perhaps"
+        verdicts.append(Verdict(entry, word, gap))
+    return verdicts
+
+
+def recommended(verdicts, speeds):
+    """The Verdict to take: among the best and those as good the most accurate of the clearly fastest; None where all are guessing."""
+    good = [v for v in verdicts if v.word in ("best", "as good")]
+    if not good or good[0].word != "best":
+        return None
+    fast = max(speeds.get(v.entry.model, 0) for v in good) / FASTER
+    return next(v for v in good if speeds.get(v.entry.model, 0) >= fast)
+
+
+def enough(few, margin):
+    """How few labels a class are as good as all with the same method of few_shot.py: [(k, gap, word)], from the most to the fewest.
+
+    From the top down and only as long as the one before held, so that no k is found by luck. Words: "enough", "too few", "cannot
+    be told", and "" below one that did not hold.
+    """
+    key, rows, word = few.shots(everything=True)[-1], [], "enough"
+    for k in reversed(few.shots()):
+        gap = differ(few.right(k), few.right(key), few)
+        if word == "enough":
+            word = "enough" if gap[1] > -margin else "too few" if gap[2] < 0 else "cannot be told"
+        else:
+            word = ""
+        rows.append((k, gap, word))
+    return rows
+
+
 # ---- table and recommendation -----------------------------------------------------------------------------------------
 
 
-def summarise(study):
-    """What the table and the text under it say: {data, environment, rows, advice}."""
+def summarise(study, margin=MARGIN):
+    """What the table and the text over it say: {data, environment, rows, advice, reasons}."""
     order, rows = ["zero_shot", "prompts", "few_shot", "linear_probe", "frozen", "cs", "ml"], []
     for run in [run for run in study.runs if run.script != "upsample"]:
         words = shlex.split(run.record["command"])
         for flag in {"--out", "--save"} & {*words}:
             del words[words.index(flag) : words.index(flag) + 2]
         for k in [k for k in run.shots() if k in SHOTS] if run.script == "few_shot" else (None,):
-            method = f"few-shot, {run.few}" if k else run.method
-            row = {"data": study.name, "model": run.model, "method": method, "upsampling": run.upsampling}
+            entry = shown(study, run.model, k) if k else Entry(run)
+            row = {
+                "data": study.name,
+                "model": run.model,
+                "method": f"{k and 'few-shot, ' or ''}{entry.method}",
+                "upsampling": run.upsampling,
+            }
             row["labels"] = float(k or run.record["labels_used"] / len(run.record["data"]["classes"]))
-            row["test"] = [round(value, 4) for value in run.accuracy(k)]
+            row["test"] = [round(value, 4) for value in entry.accuracy()]
             row |= {"seconds": round(run.record["seconds"], 1), "command": shlex.join(words)}
             place = order.index(run.variant or run.script), row["labels"], study.models.index(run.model), run.upsampling != "bicubic"
             rows.append((place, row))
-    run = (study.find("few_shot") or study.runs)[0].record  # that one knows train and test
-    environment = {key: run["environment"][key] for key in ("torch", "torchvision", "device", "precision")}
-    about = {"name": study.name, "fingerprint": run["data"]["fingerprint"]}
-    about |= {"classes": len(run["data"]["classes"]), "counts": run["data"]["counts"]}
+    run = (study.find("few_shot") or study.runs)[0]  # that one knows train and test
+    environment = {key: run.record["environment"][key] for key in ("torch", "torchvision", "device", "precision")}
+    about = {"name": study.name, "fingerprint": run.record["data"]["fingerprint"]}
+    about |= {"classes": len(run.record["data"]["classes"]), "counts": run.record["data"]["counts"]}
+    advice, reasons = advise(study, margin)
     return {
         "data": about,
         "environment": environment,
+        "digits": digits_of(run),
         "rows": [row for _, row in sorted(rows, key=lambda r: r[0])],
-        "advice": advise(study),
+        "advice": advice,
+        "reasons": reasons,
     }
 
 
-def figure_of(mean, low, high, sign=""):
-    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+def digits_of(run):
+    """Decimals of an accuracy that the test images of a run can tell."""
+    return 3 if len(run.arrays.get("true", ())) >= MANY else 2
 
 
-def tied(study, runs):
-    """(best, those whose paired interval with it includes 0, all differences to it).
-
-    The fastest encoder comes first; below a factor of ALIKE speeds are noise, and the more accurate one does.
-    """
-    best = max(runs, key=lambda run: run.right().mean())
-    gaps = {id(run): versus(run, best) for run in runs}
-    equal = [run for run in runs if run is best or gaps[id(run)][1] <= 0 <= gaps[id(run)][2]]
-    speed = {id(run): study.speeds.get(run.model, 0) for run in equal}
-    fast = max(speed.values()) / ALIKE
-    return best, sorted(equal, key=lambda run: (-min(speed[id(run)], fast), -gaps[id(run)][0])), gaps
+def figure_of(values, digits, sign=""):
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in values)
+    return f"{mean} ({low} to {high})"
 
 
-def choice(study, runs, what):
-    """Which of these runs to take, in words."""
-    best, equal, gaps = tied(study, runs)
-
-    def told(run):
-        name = run.model + (f" ({run.variant})" if run.variant else "")
-        value = f"{figure_of(*run.accuracy())}, the best" if run is best else figure_of(*gaps[id(run)], "+")
-        return f"{name} {value}" + (f", {study.speeds[run.model]:,.0f} images/s" if run.model in study.speeds else "")
-
-    text = f"**{what}: {' or '.join(run.model for run in equal)}.** " + "; ".join(map(told, equal))
-    if len(equal) > 1:
-        text += "; not told apart" + (", a clearly faster encoder first" if all(run.model in study.speeds for run in equal) else "")
-    behind = [told(run) for run in runs if run not in equal]
-    return text + (f". Behind: {'; '.join(behind)}." if behind else ".")
+BUDGETS = {
+    "0": "No labels",
+    **{k: f"{counted(int(k), 'label')} a class" for k in SHOTS},
+    "all": "All labels, encoder as it is",
+    "fine-tuned": "All labels, encoder fine-tuned",
+}
 
 
-def advise(study):
-    """Sentences by one rule: an encoder is as good as the best where the wider paired 95 % interval of their difference includes 0."""
-    said, probes, zeros = [], study.find("linear_probe"), study.find("zero_shot")
-    if zeros:
-        said.append(choice(study, zeros, "Without labels"))
-    if probes:
-        said.append(choice(study, probes, "With a frozen encoder and all labels"))
-    enough = []
-    for probe in probes:
-        if few := study.one("few_shot", probe.model):
-            ks = few.shots()
-            gaps = {k: versus(few, probe, k) for k in ks}
-            k = next((k for k in ks if gaps[k][1] <= 0 <= gaps[k][2] or gaps[k][0] > 0), None)
-            found = f"{k} ({few.few}: {figure_of(*gaps[k], '+')})" if k else f"more than {ks[-1]}" if ks else "too few images to tell"
-            enough.append(f"{probe.model} {found}")
-    if enough:
-        said.append(
-            f"**Labels a class that come within the interval of the linear probe on all** (mean of the draws): {'; '.join(enough)}."
-        )
-    tuned = {}  # of each model the method that validation prefers, of equals ml
-    for run in (*study.find("finetune", None, "ml"), *study.find("finetune", None, "cs")):
-        if run.model not in tuned or run.metrics["val"] > tuned[run.model].metrics["val"]:
-            tuned[run.model] = run
-    gains = []
-    for model, run in tuned.items():
-        if probe := study.one("linear_probe", model):
-            times = f"{run.record['seconds']:.0f} s instead of {probe.record['seconds']:.0f} s"
-            gains.append(f"{model} {figure_of(*versus(run, probe), '+')} by {run.variant}, {times}")
-    if tuned:
-        said.append(choice(study, list(tuned.values()), "With fine-tuning"))
-    elif probes:
-        said.append("**Fine-tuning:** not run (`FINETUNE=1`).")
-    if gains:
-        rule = "the method that validation prefers; some of the labels only validate"
-        said.append(f"**Fine-tuning instead of the linear probe** ({rule}): {'; '.join(gains)}.")
-    pairs = [(a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in study.runs if a.upsampling == "bicubic" and a.model]
-    gaps = {f"{a.model} {a.method}": versus(b, a) for a, b in pairs if b}
-    if gaps:
-        better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
-        least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
-        text = f"**SRGAN instead of bicubic:** of {len(gaps)} comparisons {better} better beyond the interval, {worse} worse; "
-        text += f"from {figure_of(*gaps[least], '+')} ({least}) to {figure_of(*gaps[most], '+')} ({most})."
-        made = next((r.record["data"]["made"]["seconds"] for r in study.runs if r.upsampling == "SRGAN"), None)
-        train = study.one("upsample", None, "train")
-        costs = [f"training the generator {train.record['seconds']:.0f} s"] if train else []
-        costs += [f"enlarging the pictures {made:.0f} s"] if made else []
-        said.append(text + (f" It costs {' and '.join(costs)}." if costs else ""))
-    elif probes and not [run for run in study.runs if run.upsampling == "SRGAN"]:
-        said.append("**SRGAN:** not run.")
-    if probes:
-        m = probes[0].metrics
-        share = m["near_copies"]
-        if share >= COPIES:
-            left = [(p.model, p.metrics["test_without_near_copies"]) for p in probes]
-            without = ", ".join(f"{model} {value:.3f}" for model, value in left if value is not None)
-            text = f"**Warning:** {share:.0%} of the test images are near-copies of training images: how well new objects are told apart"
-            said.append(f"{text} is not known." + (f" Without them the probes have {without}." if without else ""))
-        else:
-            said.append(f"**Near-copies:** {share:.1%} of the test images resemble a training image.")
-        total = len(probes[0].right())
-        said.append(
-            f"All of this rests on one test split, of {total:,} images, by which encoders were chosen: the best looks a little too good."
-        )
+def advise(study, margin=MARGIN):
+    """(sentences, rows of reasons): which encoder at each number of labels, how many labels, and what fine-tuning and SRGAN add."""
+    said, reasons, chosen = [], [], {}
+    tested = next((run for run in study.runs if run.model), None)
+    total, digits = (len(tested.arrays["true"]), digits_of(tested)) if tested else (0, 2)
+    for budget, title in BUDGETS.items():
+        if not (rivals := entries(study, budget)):
+            continue
+        verdicts = judge(rivals, margin)
+        pick = recommended(verdicts, study.speeds)
+        chosen[budget] = pick and pick.entry
+        said.append(sentence(title, verdicts, pick, study.speeds, margin, digits, total))
+        for v in verdicts:
+            speed = study.speeds.get(v.entry.model)
+            gap = "" if v is verdicts[0] else figure_of(v.gap, digits, "+")
+            word = {"perhaps": "cannot be told", "guessing": "no better than guessing"}.get(v.word, v.word)
+            test = figure_of(v.entry.accuracy(), digits)
+            reasons.append([title, v.entry.model, v.entry.method, test, gap, word + ("; take it" if v is pick else ""), speed])
+    said += [*say_labels(study, chosen, margin, digits), *say_tuning(study, margin, digits), *say_upsampling(study, digits)]
+    return [*said, *say_warnings(study, total)], reasons
+
+
+def sentence(title, verdicts, pick, speeds, margin, digits, total):
+    """One budget in words: what to take, what is as good, what cannot be told, what is worse."""
+    if pick is None:
+        return f"**{title}: none.** No encoder does better than guessing here."
+    entry, best = pick.entry, verdicts[0].entry
+    text = f"**{title}: take {entry.model}** ({entry.method}). It names {figure_of(entry.accuracy(), digits)} of the test images right."
+    if entry is not best:
+        text += f" {best.model} names {best.right.mean():.{digits}f}, but {entry.model} is as good to within {margin:g}"
+        text += f" and {speeds[entry.model] / speeds[best.model]:.1f} times as fast."
+    names = {
+        word: [v.entry.model for v in verdicts if v.word == word and v is not pick] for word in ("as good", "perhaps", "worse", "guessing")
+    }
+    if names["as good"]:
+        text += f" As good: {some(names['as good'])}."
+    if names["perhaps"]:
+        text += f" {some(names['perhaps'])} may be as good: {total:,} test images cannot tell."
+    if names["worse"]:
+        text += f" Worse: {some(names['worse'])}."
+    if names["guessing"]:
+        text += f" No better than guessing: {some(names['guessing'])}."
+    return text
+
+
+def say_labels(study, chosen, margin, digits):
+    """How few labels are as good as all, for each encoder that has results of few_shot.py."""
+    parts = []
+    for few in study.find("few_shot"):
+        rows = enough(few, margin) if len(few.shots(everything=True)) > len(few.shots()) else []
+        held = [k for k, _, word in rows if word == "enough"]
+        failed = next(((k, gap, word) for k, gap, word in rows if word not in ("enough", "")), None)
+        if not rows:
+            continue
+        text = f"{few.model} ({few.few}): " + (f"{counted(int(held[-1]), 'label')} a class" if held else "all")
+        if failed:
+            k, gap, word = failed
+            told = "lose" if word == "too few" else f"cannot be told with {len(few.arrays['true']):,} test images:"
+            text += f" ({k} {told} {figure_of(gap, digits, '+')})"
+        parts.append(text)
+    if not parts:
+        return []
+    return [f"**Labels that are as good as all** (within {margin:g}, with the same method): {'; '.join(parts)}."]
+
+
+def say_tuning(study, margin, digits):
+    """What fine-tuning adds to the frozen encoder, and what it costs, with all that was tried and needed."""
+    pairs = [(run, entry) for model in study.models if (run := study.tuned(model)) and (entry := shown(study, model, "all"))]
+    if not pairs:
+        return ["**Fine-tuning:** not run (`FINETUNE=1`)."] if study.find("linear_probe") and not study.find("finetune") else []
+    parts = []
+    for run, frozen in pairs:
+        gain = differ(run.right(), frozen.right, run, len(pairs))
+        probe = study.one("linear_probe", run.model).record["seconds"]
+        tried = [r for variant in ("ml", "cs") for r in study.find("finetune", run.model, variant)]
+        spent = probe + sum(r.record["seconds"] for r in tried)
+        word = "worth it" if gain[1] > 0 else "not worth it" if gain[2] < margin else "cannot be told"
+        parts.append(f"{run.model} {word}, {figure_of(gain, digits, '+')}, {spent:,.0f} s instead of {probe:,.0f} s")
+    return [
+        f"**Fine-tuning instead of the encoder as it is** (seconds with the probe and all that validation chose among): {'; '.join(parts)}."
+    ]
+
+
+def say_upsampling(study, digits):
+    """Whether SRGAN helps, over all methods that have both."""
+    pairs = [
+        (a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in study.runs if a.upsampling == "bicubic" and a.model and not a.rate
+    ]
+    pairs += [(study.tuned(m, (v,)), study.tuned(m, (v,), "SRGAN")) for m in study.models for v in ("ml", "cs")]
+    pairs = [(a, b) for a, b in pairs if a and b]
+    gaps = {f"{a.model} {a.method}": differ(b.right(), a.right(), a, len(pairs)) for a, b in pairs}
+    if not gaps:
+        return ["**SRGAN:** not run."] if study.find("linear_probe") and not [r for r in study.runs if r.upsampling == "SRGAN"] else []
+    better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
+    least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
+    word = "helps here" if better > worse else "does not help here" if not better else "helps some and harms others"
+    text = f"**Enlarging with SRGAN instead of bicubic {word}:** of {counted(len(gaps), 'comparison')} {better} better and {worse} worse beyond "
+    text += f"chance; from {figure_of(gaps[least], digits, '+')} ({least}) to {figure_of(gaps[most], digits, '+')} ({most})."
+    made = next((r.record["data"]["made"]["seconds"] for r in study.runs if r.upsampling == "SRGAN"), None)
+    train = study.one("upsample", None, "train")
+    costs = [f"training the generator {train.record['seconds']:.0f} s"] if train else []
+    costs += [f"enlarging the pictures {made:.0f} s"] if made else []
+    return [text + (f" It costs {' and '.join(costs)}." if costs else "")]
+
+
+def say_warnings(study, total):
+    """What the numbers rest on, and what they do not say."""
+    said, probes = [], study.find("linear_probe")
+    if probes and probes[0].metrics["near_copies"] >= COPIES:
+        left = [(p.model, p.metrics["test_without_near_copies"]) for p in probes]
+        without = ", ".join(f"{model} {value:.3f}" for model, value in left if value is not None)
+        text = f"**Warning:** {probes[0].metrics['near_copies']:.0%} of the test images are copies of training images, named in "
+        text += f"{probes[0].file.with_name(probes[0].file.stem + '-copies.csv')}; new pictures will be named right less often."
+        said.append(text + (f" Without the copies the probes have {without}." if without else ""))
+    run = next((run for run in study.runs if run.model), None)
+    if run and (few := [run.record["data"]["classes"][c] for c, n in enumerate(np.bincount(run.arrays["true"])) if 0 < n <= 2]):
+        said.append(f"**Warning:** {counted(len(few), 'class')} judged on one or two test images: {some(few)}.")
+    if total:
+        said.append(f"All of this rests on {total:,} test images, on which the encoders were compared: the best looks a little too good.")
     return said
 
 
 def render(summary):
-    """The summary as Markdown."""
+    """The summary as Markdown: advice, its reasons, and all results."""
     d, e = summary["data"], summary["environment"]
     counts = ", ".join(f"{n:,} {split}" for split, n in d["counts"].items())
     lines = [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
-    heads = ["data", "model", "method", "upsampling", "labels a class", "test accuracy (wider 95 % interval)", "seconds", "command"]
+    lines += [*(f"- {sentence}" for sentence in summary["advice"]), ""]
+    heads = ["labels", "encoder", "method", "test accuracy (95 % interval)", "minus the best (all at once)", "so it is", "images/s"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for *cells, speed in summary["reasons"]:
+        lines.append(f"| {' | '.join([*cells, f'{speed:,.0f}' if speed else ''])} |")
+    heads = ["data", "model", "method", "upsampling", "labels a class", "test accuracy (95 % interval)", "seconds", "command"]
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in summary["rows"]:
         cells = [r[key] for key in ("data", "model", "method", "upsampling")]
-        cells += [f"{r['labels']:.4g}", figure_of(*r["test"]), f"{r['seconds']:,.0f}", f"`{r['command']}`"]
+        cells += [f"{r['labels']:.4g}", figure_of(r["test"], summary["digits"]), f"{r['seconds']:,.0f}", f"`{r['command']}`"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in summary["advice"])]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 MARKS = ("<!-- table: made by `make readme` -->", "<!-- end of table -->")
@@ -633,11 +827,14 @@ def main():
     parser.add_argument(
         "--readme", metavar="FILE", help="also keep summary.json beside the figures, and put the table between two marks of FILE"
     )
+    parser.add_argument("--margin", type=float, default=MARGIN, help="loss of accuracy up to which one is as good as another (%(default)s)")
     parser.add_argument("--expect", nargs="*", default=[], metavar="FILE", help="results that there should be")
     args = parser.parse_args()
+    if not 0 < args.margin < 1:
+        parser.error(f"--margin {args.margin:g}: must lie between 0 and 1")
 
     name = Path(args.data).absolute().name
-    study = Study(name, load(args.results, name))
+    study = Study(name, load(args.results, name), load_speeds(Path(args.results) / f"{name}.speed.json"))
     if not study.runs and (args.readme or not args.expect):
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")
     absent = sorted(file for file in args.expect if not Path(file).exists()) if args.expect else sorted(missing(study))
@@ -648,7 +845,7 @@ def main():
             fail(f"--readme {args.readme}: {why(error)}")
         insert(text, "", args.readme)
     if args.table:
-        print(render(summarise(study)) if study.runs else "", end="")
+        print(render(summarise(study, args.margin)) if study.runs else "", end="")
     else:
         folder = Path(args.to or f"figures/{name}")
         drawn, lacking = figures(study)
@@ -658,8 +855,10 @@ def main():
         print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99) or 'nothing'}")
         for file, what in lacking:
             print(f"note: {file} is not drawn: no result of {what}")
+        for line in advise(study, args.margin)[0] if study.runs and not args.readme else ():
+            print(textwrap.fill(line.replace("**", ""), 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
     if args.readme:
-        summary, readme = summarise(study), Path(args.readme)
+        summary, readme = summarise(study, args.margin), Path(args.readme)
         text = insert(text, render(summary), readme)
         for file, content in ((folder / "summary.json", json.dumps(summary, indent=1) + "\n"), (readme, text)):
             with atomic(file) as temporary:

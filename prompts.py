@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from common import (
     add_flags,
     class_embeddings,
+    clusters,
     counted,
     default_model,
     default_templates,
@@ -139,11 +140,11 @@ def main():
     steps = select(x[split], y[split], z)
     best = [step["index"] for step in steps if step["taken"]]
     candidates = {"default": default_templates(data.type), "best": [pool[best[0]]], "ensemble": [pool[i] for i in best], "all": pool}
-    logits, test = {}, {}
+    logits, test, together = {}, {}, clusters(images["test"])
     for name, captions in candidates.items():  # embedded anew, as zero_shot.py will do it: 16 bits round by the batch
         embeddings = class_embeddings(model, data.words, captions, data.type)
         logits[name] = x["test"].cpu() @ embeddings.T
-        test[name] = evaluate(logits[name], images["test"].labels, data.classes)
+        test[name] = evaluate(logits[name], images["test"].labels, data.classes, together)
 
     print_setup(data, model, images)
     print(

@@ -19,6 +19,7 @@ from common import (
     add_flags,
     atomic,
     class_embeddings,
+    clusters,
     counted,
     default_model,
     embed_captions,
@@ -91,7 +92,7 @@ def main():
     images = load_images(data, args.split, model.size)
     x, labels = features(model, images, args.batch)
     logits = zero_shot(x, z, model.logit_scale)
-    m = evaluate(logits, labels, data.classes)
+    m = evaluate(logits, labels, data.classes, clusters(images))
 
     print_setup(data, model, {args.split: images})
     more = " ..." if len(args.prompts) > 1 else ""

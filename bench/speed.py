@@ -1,0 +1,60 @@
+"""How many images a second each encoder takes, all in one process and in turns, so that a busy moment is no encoder's alone.
+
+    python bench/speed.py --data toy --models toy-ViT toy-RN toy-imagenet --out results/toy.speed.json
+
+From decoded picture to features, enlarging included. plot.py reads the file; only a clearly faster encoder (1.5 times) counts as faster.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import at_least, atomic, json_file, load_data, load_images, load_model, progress, read_json
+
+ROUNDS = 7
+
+
+def measured(file, key, models):
+    """Whether `file` holds the speeds of these models for the same pictures already."""
+    if not Path(file).is_file():
+        return False
+    found = read_json(file)
+    return isinstance(found, dict) and found.get("key") == key and set(found.get("images_per_second", ())) >= set(models)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="toy", help="(%(default)s)")
+    parser.add_argument("--models", nargs="+", required=True)
+    parser.add_argument("--batch", type=at_least(1), help="images at a time (that of each model)")
+    parser.add_argument("--out", type=json_file, required=True, metavar="FILE.json")
+    args = parser.parse_args()
+
+    data = load_data(args.data, union=True)
+    if measured(args.out, data.fingerprint, args.models):
+        return print(f"{args.out}: speeds are measured already")
+    running = {}
+    for name in args.models:
+        try:
+            model = load_model(name)
+        except SystemExit:  # it has said why; the others are measured all the same
+            continue
+        x = next(load_images(data, "test", model.size).batches(args.batch or model.batch))
+        model.encode_image(x)
+        running[name] = model, x, []
+    for _ in progress(range(ROUNDS), "speeds", "round"):
+        for model, x, rates in running.values():
+            began = time.perf_counter()
+            model.encode_image(x).cpu()  # waits for the device
+            rates.append(len(x) / (time.perf_counter() - began))
+    speeds = {model.name: max(rates) for model, _, rates in running.values()}
+    with atomic(args.out) as temporary:
+        temporary.write_text(json.dumps({"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS}, indent=1) + "\n")
+    print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
+
+
+if __name__ == "__main__":
+    main()
