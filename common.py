@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -163,35 +163,94 @@ def is_image(name):
     return not name.startswith(".") and Image.EXTENSION.get(os.path.splitext(name)[1].lower()) in Image.OPEN
 
 
-def subfolders(folder):
-    names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX"]
-    return [folder / name for name in sorted(names)]
+class Folder:
+    """What lies in a folder, without hidden files; `count` is of images at any depth. Links that go round are not followed."""
+
+    def __init__(self, path, above=()):
+        try:
+            entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda e: e.name)
+            place = os.stat(path)
+        except OSError as error:
+            fail(f"{path}: cannot be read: {why(error)}")
+        above = (*above, (place.st_dev, place.st_ino))
+        self.path = path
+        self.images = [e for e in entries if is_image(e.name) and e.is_file()]
+        self.others = [e.name for e in entries if not e.is_dir() and not (is_image(e.name) and e.is_file())]
+        inner = [e for e in entries if e.is_dir() and e.name != "__MACOSX"]
+        inner = [e for e in inner if (e.stat().st_dev, e.stat().st_ino) not in above]
+        self.folders = [Folder(path / e.name, above) for e in inner]
+        self.count = len(self.images) + sum(f.count for f in self.folders)
+
+    def walk(self):
+        """This folder and all below it."""
+        yield self
+        for folder in self.folders:
+            yield from folder.walk()
+
+    def files(self, root):
+        """[(path below root, size in bytes, mtime in ns)] of the images at any depth, in natural order of the whole path."""
+        entries = [(f.path.relative_to(root) / e.name, e.stat()) for f in self.walk() for e in f.images]
+        rows = [(path.as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in entries]
+        return sorted(rows, key=lambda row: (natural(row[0]), row[0]))
 
 
 def class_folders(folder):
-    """Folders that hold images themselves, or nothing at all (a class without images); folders of folders are no classes."""
-    return [f for f in subfolders(folder) if any(is_image(e.name) for e in os.scandir(f)) or not any(os.scandir(f))]
+    """The folders of a split that are classes: they hold images at some depth, or no file at all (a class without images)."""
+    return [f for f in folder.folders if f.count or not any(g.others for g in f.walk())]
 
 
-def find_splits(root):
-    """{split: folder of class folders}, found by name in any case, or {"all": folder}; also below wrapper folders."""
-    level = [root]
-    for _ in range(5):  # deep enough for any archive, and an end for links that go round
-        found = []
-        for folder in level:
-            named = [f for f in subfolders(folder) if f.name.lower() in SPLITS and class_folders(f)]
-            splits = {SPLITS[f.name.lower()]: f for f in named}
-            if len(splits) < len(named):
-                fail(f"{folder}: two folders claim one split: {', '.join(f.name for f in named)}; rename one")
-            if splits or any(is_image(e.name) for f in class_folders(folder) for e in os.scandir(f)):
-                found.append(splits or {"all": folder})
+def named_splits(folder):
+    """{split: Folder} of the folders in `folder` that are called like one and hold folders with images."""
+    splits = {}
+    for f in folder.folders:
+        split = SPLITS.get(f.path.name.lower())
+        kinds = {SPLITS.get(g.path.name.lower()) for g in f.folders if g.count}
+        if split is None or not kinds or (None not in kinds and kinds != {split}):  # the last: training/{train,test}
+            continue
+        if split in splits:
+            fail(f"{folder.path}: two folders claim one split: {splits[split].path.name}, {f.path.name}; rename one")
+        splits[split] = f
+    return splits
+
+
+def find_splits(top):
+    """{split: Folder of classes} of the Folder `top`, found by name in any case, or {"all": Folder}; also below wrapper folders.
+
+    A class is a folder directly below its split, with the images at any depth in it. Where no folders are called like
+    splits, the uppermost folder of which some folder holds images itself is the data set, and all folders in it are
+    classes. What lies above is a wrapper, and so is a lone folder that holds but folders, where each split has one.
+    """
+    level = [top]
+    while level:
+        found = [(f, splits) for f in level if (splits := named_splits(f))]
+        found += [(f, {"all": f}) for f in level if not named_splits(f) and any(g.images for g in f.folders)]
+        if found and "all" in found[0][1]:  # pictures beside a data set, or a data set with another in it
+            found += [(g, splits) for f in level for g in f.walk() if g is not f and (splits := named_splits(g))]
         if len(found) > 1:
-            places = ", ".join(str(next(iter(f.values())).parent if "all" not in f else f["all"]) for f in found)
-            fail(f"--data {root}: holds several data sets: {places}; name one of them")
+            places = some([str(f.path) for f, _ in found])
+            fail(f"--data {top.path}: holds several data sets: {places}; name one of them; if they are classes, put them into train/")
         if found:
-            return found[0]
-        level = [f for folder in level for f in subfolders(folder)]
-    fail(f"--data {root}: no images in class folders; put each class into a folder of its own, named after the class")
+            splits = found[0][1]
+            while all(len(f.folders) == 1 and f.folders[0].count and not f.folders[0].images for f in splits.values()):
+                splits = {split: f.folders[0] for split, f in splits.items()}
+            return splits
+        level = [g for f in level for g in f.folders]
+    fail(f"--data {top.path}: no images in class folders; put each class into a folder of its own, named after the class")
+
+
+def print_left_out(top, splits):
+    """One line on the files below the Folder `top` that are in no class or no images, or nothing."""
+    classes = [f for split in splits.values() for f in class_folders(split)]
+    inside = {g.path for f in classes for g in f.walk()}
+    stray = [str(f.path.relative_to(top.path) / e.name) for f in top.walk() if f.path not in inside for e in f.images]
+    others = [name for split in splits.values() for f in split.folders for g in f.walk() for name in g.others]
+    endings = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in others)
+    without = [f.path.name for split in splits.values() for f in split.folders if f not in classes]
+    parts = [f"{counted(len(stray), 'image')} in no class folder, such as {stray[0]}"] if stray else []
+    parts += ["files that are no images: " + some([f"{n:,} {ending}" for ending, n in endings.most_common()])] if endings else []
+    parts += [f"no class, because without images: {some(without)}"] if without else []
+    if parts:
+        print(f"note: {top.path}: left out: {'; '.join(parts)}")
 
 
 def blocked_split(labels, share, seed):
@@ -225,34 +284,27 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
     if root is None:
         fail(f"--data {name}: no such folder: {' or '.join(map(str, places))}")
     name = root.absolute().name  # not that of what a link points to
-    folders = find_splits(root)
+    top = Folder(root)
+    folders = find_splits(top)
     base = folders.get("train") or folders.get("all") or folders.get("test")
     if base is None:
         fail(f"--data {root}: only a validation folder; a train or a test folder is needed")
-    classes = [f.name for f in class_folders(base)]
-    listed = {split: {f.name: f for f in class_folders(folder)} for split, folder in folders.items()}
+    listed = {split: {f.path.name: f for f in class_folders(folder)} for split, folder in folders.items()}
+    classes = {f.path.name for f in class_folders(base)}
     for split, found in listed.items():
-        extra = sorted(set(found) - set(classes))
+        extra = sorted(set(found) - classes)
         if extra and not union:
-            fail(f"{folders[split]}: has classes that {base} lacks: {some(extra)}; add training images or remove them")
+            fail(f"{folders[split].path}: has classes that {base.path} lacks: {some(extra)}; add training images or remove them")
         if extra:
-            print(f"note: {folders[split]} has classes that {base} lacks, all are used: {some(extra)}")
-    classes = sorted(set(classes).union(*listed.values()))
+            print(f"note: {folders[split].path} has classes that {base.path} lacks, all are used: {some(extra)}")
+    classes = sorted(classes.union(*listed.values()))
+    print_left_out(top, folders)
     splits = {}
     for split, found in listed.items():
-        ignored = [f.name for f in subfolders(folders[split]) if f.name not in found and f.name.lower() not in SPLITS]
-        if ignored:
-            print(f"note: {folders[split]}: ignored, because no images lie directly in them: {some(ignored)}")
-        splits[split], missing = [], []
-        for label, c in enumerate(classes):
-            files = [e for e in os.scandir(found[c]) if is_image(e.name) and e.is_file()] if c in found else []
-            if not files:
-                missing.append(c)
-            for entry in sorted(files, key=lambda e: (natural(e.name), e.name)):
-                path = f"{found[c].relative_to(root).as_posix()}/{entry.name}"
-                splits[split].append((path, entry.stat().st_size, entry.stat().st_mtime_ns, label))
-        if missing:
-            print(f"note: {folders[split]} has no images of {counted(len(missing), 'class')}: {some(missing)}")
+        files = {c: found[c].files(root) if c in found else [] for c in classes}
+        splits[split] = [(*row, label) for label, rows in enumerate(files.values()) for row in rows]
+        if missing := [c for c, rows in files.items() if not rows]:
+            print(f"note: {folders[split].path} has no images of {counted(len(missing), 'class')}: {some(missing)}")
     fingerprint = digest(splits)
     if "test" not in splits:
         rows = splits.pop("all", None) or splits.pop("train")

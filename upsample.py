@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common import (
+    Folder,
     Model,
     add_flags,
     at_least,
@@ -468,9 +469,9 @@ def apply(args, models, data, started):
             temporary.write_text(json.dumps({"about": about}))
     for stale in part.rglob(".*.png"):  # what a kill while writing has left
         stale.unlink()
-    folders = find_splits(data.root)
+    folders = find_splits(Folder(data.root))
     for c in [c for split in folders.values() for c in class_folders(split)]:
-        (part / c.relative_to(data.root)).mkdir(parents=True, exist_ok=True)
+        (part / c.path.relative_to(data.root)).mkdir(parents=True, exist_ok=True)
     if (names := data.root / "classnames.json").is_file():
         shutil.copy(names, part)
     todo = [row for row in rows if row[0] not in done]

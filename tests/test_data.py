@@ -113,10 +113,67 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert load_data(str(tmp_path)).classes == ["bus", "car", "train"]
 
 
-def test_folders_of_folders_are_named_not_dropped_in_silence(tmp_path, capsys):
-    folder_of(tmp_path, {"": {c: ["1.jpg", "2.jpg"] for c in ("bus", "car", "boat/sub")}})
-    assert load_data(str(tmp_path)).classes == ["bus", "car"]
-    assert "ignored" in (out := capsys.readouterr().out) and "boat" in out
+def paths(data, split="train"):
+    return [row[0] for row in data.splits[split]]
+
+
+@pytest.mark.parametrize("split", ["train", "wrapper/train", "train/train"])
+def test_a_class_holds_its_images_at_any_depth(split, tmp_path, capsys):
+    names = ["day2/cam1/11.jpg", "1.jpg", "10.jpg", "2.jpg", "day1/2.jpg", "day1/cam2/3.jpg", "day10/1.jpg"]
+    folder_of(tmp_path, {split: {"apple": names, "pear": ["a/b/c/1.jpg"]}, split.replace("train", "test"): {"apple": ["1.jpg"]}})
+    (tmp_path / split / "apple" / "day1" / "again").symlink_to(tmp_path / split)
+    data = load_data(str(tmp_path))
+    order = ["1.jpg", "2.jpg", "10.jpg", "day1/2.jpg", "day1/cam2/3.jpg", "day2/cam1/11.jpg", "day10/1.jpg"]
+    assert data.classes == ["apple", "pear"] and [row[3] for row in data.splits["train"]] == [0] * 7 + [1]
+    assert paths(data) == [f"{split}/apple/{name}" for name in order] + [f"{split}/pear/a/b/c/1.jpg"]
+    assert len(paths(data, "test")) == 1
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_classes_of_a_split_may_hold_folders_only(tmp_path, capsys):
+    days = ["day1/1.jpg", "day2/1.jpg"]
+    folder_of(tmp_path, {"train": {"apple": days, "pear": days}, "test": {"apple": days[:1]}})
+    data = load_data(str(tmp_path))
+    assert data.classes == ["apple", "pear"] and len(paths(data)) == 4 and paths(data, "test") == ["test/apple/day1/1.jpg"]
+    # the same without splits could as well be data sets of their own
+    shutil.rmtree(tmp_path / "test")
+    os.rename(tmp_path / "train", tmp_path / "fruits")
+    with pytest.raises(SystemExit):
+        load_data(str(tmp_path))
+    assert "several data sets" in (err := capsys.readouterr().err) and "put them into train/" in err
+
+
+@pytest.mark.parametrize("wrapper", ["", "pack/fruits"])
+def test_beside_a_class_with_images_folders_of_folders_are_classes(wrapper, tmp_path):
+    folder_of(tmp_path / wrapper, {"": {"apple": ["day1/1.jpg", "day1/2.jpg"], "pear": ["1.jpg", "2.jpg"]}})
+    data = load_data(str(tmp_path))
+    assert data.classes == ["apple", "pear"] and len(paths(data)) == len(paths(data, "test")) == 2
+
+
+def test_splits_in_a_folder_called_like_one(tmp_path):
+    folder_of(tmp_path / "training", {"Train": {"a": ["1.jpg"], "b": ["1.jpg"]}, "Test": {"a": ["x/1.jpg"]}})
+    data = load_data(str(tmp_path))
+    assert data.classes == ["a", "b"] and paths(data, "test") == ["training/Test/a/x/1.jpg"]
+
+
+def test_a_data_set_within_another_is_an_error(tmp_path, capsys):
+    folder_of(tmp_path, {"papers": {"": ["figure.jpg"]}, "pack/train": {"a": ["1.jpg"]}, "pack/test": {"a": ["1.jpg"]}})
+    with pytest.raises(SystemExit):
+        load_data(str(tmp_path))
+    assert "several data sets" in capsys.readouterr().err
+    assert load_data(str(tmp_path / "pack")).classes == ["a"]
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    folder_of(tmp_path, {"train": {"a": ["1.jpg"], "": ["1.jpg", "2.jpg"]}, "test": {"a": ["1.jpg"]}, "more": {"": ["x.jpg"]}})
+    for name in ("train/a/2.HEIC", "train/a/x/3.heic", "test/a/00017", "train/papers/read.me", "train/labels.csv", "train/.DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "train/a/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert load_data(str(tmp_path)).classes == ["a"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert "3 images in no class folder, such as more/x.jpg" in line and "no class, because without images: papers" in line
+    assert "2 .heic" in line and all(f"1 {ending}" in line for ending in ("without ending", ".me", ".jpg")) and "csv" not in line
 
 
 def test_links_that_go_round_end(tmp_path, capsys):
