@@ -879,11 +879,20 @@ def features(model, images, batch=None):
             for x in images.batches(batch or model.batch, start, start + CHUNK):
                 encoded.append(model.encode_image(x))
                 bar.update(len(x))
+            x = finite(torch.cat(encoded).cpu(), model, "features")
             with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, torch.cat(encoded).cpu().numpy())
-        parts.append(np.load(path))
+                np.save(file, x.numpy())
+        parts.append(finite(torch.from_numpy(np.load(path)), model, "features"))
     bar.close()
-    return torch.from_numpy(np.concatenate(parts)), images.labels
+    return torch.cat(parts), images.labels
+
+
+def finite(x, model, what):
+    """x as it is; fails where something in it is not finite, as after an overflow of 16 bits, before anything is cached or shown."""
+    if not x.isfinite().all():
+        hint = "are these its weights?" if model.dtype == torch.float32 else "try --precision float32"
+        fail(f"--model {model.name}: gives {what} that are not finite in {str(model.dtype).removeprefix('torch.')}; {hint}")
+    return x
 
 
 def speed(model, x, rounds=5, enough=2.0):
@@ -920,7 +929,7 @@ def embed_captions(model, captions, batch=512):
     # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
     tokens = tokens[:, : min(77, int(lengths.max()))]
     batches = progress(tokens.split(batch), f"{model.name} captions", "batch")
-    return F.normalize(torch.cat([model.encode_text(t) for t in batches]).cpu(), dim=1)
+    return F.normalize(finite(torch.cat([model.encode_text(t) for t in batches]).cpu(), model, "embeddings of captions"), dim=1)
 
 
 def template_embeddings(model, words, templates, type=""):

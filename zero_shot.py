@@ -25,6 +25,7 @@ from common import (
     embed_captions,
     evaluate,
     features,
+    finite,
     load_data,
     load_images,
     load_model,
@@ -81,6 +82,7 @@ def main():
         z = embed_captions(model, args.labels)
         pictures = read_pictures(args.images, model.size)
         x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch or model.batch)]).cpu()
+        finite(x, model, "features")
         return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
 
     # what can be mistyped first, what may be downloaded afterwards

@@ -353,6 +353,32 @@ def test_interrupted_features_go_on(world, monkeypatch):
     assert not list((world / "cache").rglob(".*"))
 
 
+def test_what_is_not_finite_is_neither_cached_nor_used(world, capsys):
+    """A network that overflows in 16 bits, and weights that are broken."""
+    state = random_weights("toy-ViT")
+    state["visual.ln_post.weight"] *= 3e4  # a channel of 4 is beyond float16, and within float32
+    state["ln_final.weight"] *= 3e4
+    torch.save(state, world / "large.pt")
+    state["visual.ln_post.weight"][0] = state["ln_final.weight"][0] = math.nan
+    torch.save(state, world / "broken.pt")
+    images = load_images(load_data("tiny"), "test", 64)
+    for file, precision, hint in (("large.pt", "fp16", "try --precision float32"), ("broken.pt", "float32", "are these its weights?")):
+        model = load_model("toy-ViT", "cpu", file, precision)
+        for compute in (lambda model=model: features(model, images), lambda model=model: embed_captions(model, ["a plum"])):
+            with pytest.raises(SystemExit) as end:
+                compute()
+            error = capsys.readouterr().err
+            assert end.value.code == 2 and error.count("\n") == 1 and "toy-ViT" in error and hint in error
+    assert not list((world / "cache" / "features").rglob("*.npy"))
+    model = load_model("toy-ViT", "cpu", "large.pt", "float32")
+    x, _ = features(model, images)
+    assert x.isfinite().all() and embed_captions(model, ["a plum"]).isfinite().all()
+    (file,) = (world / "cache" / "features").rglob("*.npy")
+    np.save(file, np.full_like(x, math.nan))  # as versions before this check have left them
+    with pytest.raises(SystemExit):
+        features(model, images)
+
+
 def test_captions_are_read_at_end_of_text(world, capsys):
     model = load_model("toy-ViT", "cpu", precision="float32")
     texts = ["a photo of a green apple.", "many", "word " * 90]
