@@ -332,7 +332,7 @@ def class_words(root, classes, classnames=None):
         if unknown:
             print(f"note: {path} names {counted(len(unknown), 'class')} that the data lacks: {some(unknown)}")
     words = [given.get(c, " ".join(re.sub("[_-]", " ", c).split())) for c in classes]
-    for text in sorted({w for w in words if words.count(w) > 1}):
+    for text in sorted(w for w, n in Counter(words).items() if n > 1):
         same = [c for c, w in zip(classes, words) if w == text]
         print(f"note: classes {', '.join(same)} are all called '{text}', which no prompt can tell apart; see classnames.json")
     return words
@@ -562,6 +562,7 @@ class Model:
     features: str = "penultimate"  # or "projected" into CLIP's space of captions
     projection: dict = field(default_factory=dict)  # what "penultimate" took out of `visual`
     labels_used: int = 0  # labelled images that finetune.py trained it with
+    most: int = 256  # images at a time for which the memory suffices
 
     def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
         self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
@@ -573,8 +574,10 @@ class Model:
 
     @property
     def batch(self):
-        """Images at a time unless told otherwise: fewer where a CPU would fetch the activations of large ones from memory."""
-        return 32 if self.device.type == "cpu" and self.size > 64 else 256
+        """Images at a time unless told otherwise: fewer where a CPU would fetch the activations of large ones from memory,
+        and where an input is larger than 224 px, so that all the pixels of a batch take no more memory than there."""
+        usual = 32 if self.device.type == "cpu" and self.size > 64 else 256
+        return max(1, min(usual, usual * 224**2 // self.size**2, self.most))
 
     @property
     def logit_scale(self):
@@ -865,26 +868,48 @@ def imagenet_network(name, state):
 CHUNK = 2048  # images per cache file: what an interrupted run loses at most
 
 
+def out_of_memory(error):
+    """Whether the memory of a device or of the machine did not suffice, in the words of whichever part of torch says so."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error).lower() for w in words)
+
+
 def features(model, images, batch=None):
-    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was."""
+    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was.
+
+    Where the memory does not suffice for a batch, one of half the size is tried.
+    """
     pipeline = [model.name, model.sha256, model.act, model.features, model.size, model.mean, model.std, str(model.dtype), model.device.type]
     key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
     folder = Path(f"cache/features/{images.name}-{spelled(model.name)}-{key}")
-    parts = []
+    batch, halved = batch or model.batch, False
+    found = torch.empty(len(images.rows), model.width)
     bar = progress(None, f"{model.name} features", "img", len(images.rows))
     for start in range(0, len(images.rows), CHUNK):
-        path = folder / f"{start:07d}.npy"
-        if not path.exists():
-            encoded = []
-            for x in images.batches(batch or model.batch, start, start + CHUNK):
-                encoded.append(model.encode_image(x))
-                bar.update(len(x))
-            x = finite(torch.cat(encoded).cpu(), model, "features")
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, x.numpy())
-        parts.append(finite(torch.from_numpy(np.load(path)), model, "features"))
+        path, part = folder / f"{start:07d}.npy", found[start : start + CHUNK]
+        if path.exists():
+            part.copy_(finite(torch.from_numpy(np.load(path)), model, "features"))
+            continue
+        encoded, done = [], 0
+        while done < len(part):
+            try:
+                for x in images.batches(batch, start + done, start + len(part)):
+                    encoded.append(model.encode_image(x))
+                    done += len(x)
+                    bar.update(len(x))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if halved or batch == 1:
+                    fail(f"--model {model.name}: not enough memory for {counted(batch, 'image')} at a time; give a smaller --batch")
+                print(f"note: not enough memory for {batch} images at a time, going on with {batch // 2} (--batch)")
+                batch, halved = batch // 2, True
+                model.most = batch  # for whatever else asks for a batch
+        finite(part.copy_(torch.cat(encoded)), model, "features")
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, part.numpy())
     bar.close()
-    return torch.cat(parts), images.labels
+    return found, images.labels
 
 
 def finite(x, model, what):
@@ -1418,7 +1443,8 @@ def write_result(out, args, data, model, images, metrics, started, logits=None, 
     last, arrays = list(images.values())[-1], dict(arrays or {})
     if logits is not None:
         predicted = logits.numpy().argmax(1)
-        arrays |= {"predicted": predicted, "confidence": logits.softmax(1).numpy().max(1)}
+        confidence = torch.cat([(part.amax(1) - part.logsumexp(1)).exp() for part in logits.split(1024)])  # of the softmax
+        arrays |= {"predicted": predicted, "confidence": confidence.numpy()}
         arrays |= example_pictures(last, predicted, metrics.get("confusions", ()), data.classes, args.seed)
     if arrays:  # first: where the record exists, its predictions do
         with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import clip
@@ -351,6 +352,62 @@ def test_interrupted_features_go_on(world, monkeypatch):
     again, _ = features(model, images, batch=4)
     assert torch.equal(whole, again) and sum(seen) == 12
     assert not list((world / "cache").rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    "device, batches",
+    [("cpu", {64: 256, 224: 32, 336: 14, 600: 4}), ("meta", {64: 256, 224: 256, 336: 113, 600: 35})],
+)
+def test_a_batch_of_large_pictures_holds_no_more_pixels(device, batches):
+    for size, batch in batches.items():
+        model = common.Model("x", None, None, size, (0,) * 3, (1,) * 3, 1, "", torch.device(device), torch.float32)
+        assert model.batch == batch and (batch == 256 or batch * size**2 <= 256 * 224**2)
+
+
+class Greedy(torch.nn.Module):
+    """The mean colour, of no more than `most` pictures at a time: for more it asks for memory that no machine has."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.asked = most, []
+
+    def forward(self, x):
+        self.asked.append(len(x))
+        if len(x) > self.most:
+            torch.empty(1 << 50)
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("most, asked", [(16, [32] + [16] * 2), (15, [32, 16])])
+def test_out_of_memory_halves_the_batch_once(most, asked, world, capsys):
+    model = load_model("toy-imagenet", "cpu", precision="float32")
+    model.visual, model.width = Greedy(most), 3
+    images = load_images(load_data("tiny"), "test", 64)
+    if most == 16:
+        x, _ = features(model, images, batch=32)
+        assert torch.allclose(x, torch.cat([model.visual(model.inputs(b)) for b in images.batches(8)]), atol=1e-6)
+        assert "going on with 16" in capsys.readouterr().out and model.batch == 16
+    else:
+        with pytest.raises(SystemExit) as end:
+            features(model, images, batch=32)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and "--batch" in error and error.count("\n") == 1
+        assert not list((world / "cache" / "features").rglob("*.npy"))
+    assert model.visual.asked[: len(asked)] == asked
+
+
+def test_features_are_held_once(world, monkeypatch):
+    """Peak memory while cached features are read stays near their own size."""
+    monkeypatch.setattr(common, "CHUNK", 4)
+    model, images = load_model("toy-imagenet", "cpu", precision="float32"), load_images(load_data("tiny"), "test", 64)
+    model.visual = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(256), torch.nn.Flatten())
+    model.width = 3 * 256 * 256  # of 32 images 25 MB
+    features(model, images, batch=4)
+    tracemalloc.start()
+    x, _ = features(model, images)
+    peak = tracemalloc.get_traced_memory()[1]  # of numpy: torch's own memory is not traced
+    tracemalloc.stop()
+    assert x.shape == (32, model.width) and peak < x.nbytes / 4
 
 
 def test_what_is_not_finite_is_neither_cached_nor_used(world, capsys):
