@@ -48,6 +48,11 @@ warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
 import clip
 from clip.model import ModifiedResNet, QuickGELU, build_model
 
+# names in any script and ± are printed in any locale, file names byte for byte
+for stream in (sys.stdout, sys.stderr):
+    with suppress(AttributeError):  # a notebook's
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
 # ---- small things -----------------------------------------------------------------------------------------------
 
 
@@ -105,6 +110,19 @@ def why(error):
 def digest(value):
     """First 16 hex digits of the SHA-256 of a JSON-able value: the key of every cache."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def to_json(value):
+    """JSON text of a value; numbers that are not finite, which JSON has not, become null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n"
 
 
 def counted(number, noun):
@@ -174,6 +192,7 @@ class Folder:
             fail(f"{path}: cannot be read: {why(error)}")
         above = (*above, (place.st_dev, place.st_ino))
         self.path = path
+        self.name = os.fsencode(path.name).decode("utf-8", "surrogateescape")  # the same in any locale
         self.images = [e for e in entries if is_image(e.name) and e.is_file()]
         self.others = [e.name for e in entries if not e.is_dir() and not (is_image(e.name) and e.is_file())]
         inner = [e for e in entries if e.is_dir() and e.name != "__MACOSX"]
@@ -245,7 +264,7 @@ def print_left_out(top, splits):
     stray = [str(f.path.relative_to(top.path) / e.name) for f in top.walk() if f.path not in inside for e in f.images]
     others = [name for split in splits.values() for f in split.folders for g in f.walk() for name in g.others]
     endings = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in others)
-    without = [f.path.name for split in splits.values() for f in split.folders if f not in classes]
+    without = [f.name for split in splits.values() for f in split.folders if f not in classes]
     parts = [f"{counted(len(stray), 'image')} in no class folder, such as {stray[0]}"] if stray else []
     parts += ["files that are no images: " + some([f"{n:,} {ending}" for ending, n in endings.most_common()])] if endings else []
     parts += [f"no class, because without images: {some(without)}"] if without else []
@@ -289,8 +308,8 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
     base = folders.get("train") or folders.get("all") or folders.get("test")
     if base is None:
         fail(f"--data {root}: only a validation folder; a train or a test folder is needed")
-    listed = {split: {f.path.name: f for f in class_folders(folder)} for split, folder in folders.items()}
-    classes = {f.path.name for f in class_folders(base)}
+    listed = {split: {f.name: f for f in class_folders(folder)} for split, folder in folders.items()}
+    classes = {f.name for f in class_folders(base)}
     for split, found in listed.items():
         extra = sorted(set(found) - classes)
         if extra and not union:
@@ -340,7 +359,7 @@ def class_words(root, classes, classnames=None):
 
 def read_json(path):
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         fail(f"{path}: cannot be read as JSON: {error}")
 
@@ -456,7 +475,7 @@ def load_images(data, split, size):
     if not scan.exists():
         native = native_size(image_sizes(data, files))
         with atomic(scan) as temporary:
-            temporary.write_text(json.dumps(native))
+            temporary.write_text(json.dumps(native), encoding="utf-8")
     native = read_json(scan)
     stored = native if 0 < native <= size else size
     key = digest([DECODING, listing, stored])
@@ -487,7 +506,7 @@ def load_images(data, split, size):
         with atomic(small) as temporary, open(temporary, "wb") as file:
             np.save(file, thumbnails)
         with atomic(meta) as temporary:  # last: where it exists, the others do
-            temporary.write_text(json.dumps(sorted(reasons)))
+            temporary.write_text(json.dumps(sorted(reasons)), encoding="utf-8")
     reasons = dict(read_json(meta))
     skipped = [(files[i][0], reason) for i, reason in reasons.items()]
     for name, reason in skipped:
@@ -992,7 +1011,11 @@ def read_template_file(path):
     if not path.is_file():
         fail(f"prompts '{path}': neither a template with {{}} nor a file")
     try:
-        found = read_json(path) if path.suffix == ".json" else [line for line in path.read_text().splitlines() if line.strip()]
+        found = (
+            read_json(path)
+            if path.suffix == ".json"
+            else [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        )
     except (OSError, UnicodeDecodeError) as error:
         fail(f"prompts {path}: not a text file: {why(error)}")
     labels_used = 0
@@ -1450,5 +1473,5 @@ def write_result(out, args, data, model, images, metrics, started, logits=None, 
         with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), cluster=clusters(last), **arrays)
     with atomic(out) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        temporary.write_text(to_json(record), encoding="utf-8")
     print(f"wrote {out}")

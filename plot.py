@@ -840,7 +840,7 @@ def main():
     absent = sorted(file for file in args.expect if not Path(file).exists()) if args.expect else sorted(missing(study))
     if args.readme:  # before the figures are drawn
         try:
-            text = Path(args.readme).read_text()
+            text = Path(args.readme).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             fail(f"--readme {args.readme}: {why(error)}")
         insert(text, "", args.readme)
@@ -862,7 +862,7 @@ def main():
         text = insert(text, render(summary), readme)
         for file, content in ((folder / "summary.json", json.dumps(summary, indent=1) + "\n"), (readme, text)):
             with atomic(file) as temporary:
-                temporary.write_text(content)
+                temporary.write_text(content, encoding="utf-8")
         print(f"wrote {folder / 'summary.json'} and the table in {readme}")
     for file in absent:
         print(f"missing: {file}")

@@ -61,6 +61,7 @@ from common import (
     replacing,
     save_weights,
     some,
+    to_json,
     to_rgb,
     upsample,
     weights_file,
@@ -466,7 +467,7 @@ def apply(args, models, data, started):
         os.replace(to, part)
     if not found["about"]:
         with replacing(part / "upsample.json") as temporary:
-            temporary.write_text(json.dumps({"about": about}))
+            temporary.write_text(to_json({"about": about}), encoding="utf-8")
     for stale in part.rglob(".*.png"):  # what a kill while writing has left
         stale.unlink()
     folders = find_splits(Folder(data.root))
@@ -532,7 +533,7 @@ def apply(args, models, data, started):
     record = {"about": about, "args": vars(args), "images": len(done) + written, "skipped": skipped, "copied": copied}
     record |= {"torch": torch.__version__, "code": code_version(), "seconds": round(time.time() - started, 2)}
     with replacing(part / "upsample.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.write_text(to_json(record), encoding="utf-8")
     os.replace(part, to)
     more = f", {counted(len(skipped), 'image')} skipped" if skipped else ""
     print(f"wrote {to}: {counted(written, 'image')}{more}, {written / seconds:.1f} images/s")

@@ -17,7 +17,7 @@ RESULTS = ROOT / "results"
 def result(path):
     path = RESULTS / path
     assert path.exists(), f"{path} is missing: run `make all` first"
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("model", ["toy-ViT", "toy-RN"])
@@ -165,7 +165,7 @@ def test_every_figure_is_drawn_with_all_its_curves(study):
 
 def test_the_readme_has_these_results(study):
     """The same runs; accuracies within .04, because 16-bit arithmetic differs between processors; the same encoders advised."""
-    old, new = json.loads((ROOT / "pics" / "summary.json").read_text()), plot.summarise(study)
+    old, new = json.loads((ROOT / "pics" / "summary.json").read_text(encoding="utf-8")), plot.summarise(study)
     for a, b in zip(old["rows"], new["rows"], strict=True):
         assert [a[key] for key in ("data", "model", "method", "upsampling", "labels", "command")] == [
             b[key] for key in ("data", "model", "method", "upsampling", "labels", "command")

@@ -1,15 +1,18 @@
 """Data sets as people have them: every layout, every kind of file, every defect, and no stale cache."""
 
 import json
+import math
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from PIL import Image
 
-from common import blocked_split, load_data, load_images, natural, read_image, to_rgb
+from common import blocked_split, load_data, load_images, natural, read_image, to_json, to_rgb
 
 
 def picture(path, size=(40, 40), colour=(200, 30, 30), **save):
@@ -199,6 +202,34 @@ def test_names_become_words(tmp_path, capsys):
     (tmp_path / "classnames.json").write_text("[]")
     with pytest.raises(SystemExit):
         load_data(str(tmp_path))
+
+
+def test_names_and_texts_are_utf8_in_any_locale(world, tmp_path, monkeypatch):
+    """Where Python would take files and names for ASCII: a class, its words, a template."""
+    os.remove(world / "data")
+    for c, colour in (("Äpfel", "red"), ("Birnen", "green"), ("Müsli", "blue")):
+        for i in range(3):
+            picture(world / "data/mine/test" / c / f"größe {i}.png", colour=colour)
+    (world / "data/mine/classnames.json").write_text(json.dumps({"Äpfel": "grüne Äpfel"}, ensure_ascii=False), encoding="utf-8")
+    (world / "t.txt").write_text("süße {}, gemalt\n", encoding="utf-8")
+    for key, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(key, value)
+    done = run("zero_shot.py", "--data", "mine", "--model", "toy-RN", "--prompts", "t.txt", "--out", "r.json", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert "süße {}, gemalt" in done.stdout and ("Äpfel" in done.stdout or "Müsli" in done.stdout)
+    record = json.loads((world / "r.json").read_text(encoding="utf-8"))
+    assert record["data"]["classes"] == ["Birnen", "Müsli", "Äpfel"] and record["data"]["words"][2] == "grüne Äpfel"
+
+
+def test_json_has_no_numbers_that_are_not_finite():
+    value = {"a": [1.5, math.nan, (math.inf, {"b": -math.inf})], "c": np.float64("nan"), "d": "nan", "e": True, 3: Path("x")}
+    assert json.loads(to_json(value), parse_constant=pytest.fail) == {
+        "a": [1.5, None, [None, {"b": None}]],
+        "c": None,
+        "d": "nan",
+        "e": True,
+        "3": "x",
+    }
 
 
 @pytest.mark.parametrize("make, message", [(lambda p: None, "no such folder"), (lambda p: p.mkdir(), "no images in class folders")])
