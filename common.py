@@ -1250,8 +1250,10 @@ def paired_difference(after, before, labels, clusters=None, z=None):
     if total == 0:
         low, high = -wilson(0, independent, z)[1], wilson(0, independent, z)[1]
     else:
-        alike = max(1.0, variance / (d.var() / n)) if d.var() > 0 else n / independent  # how many images count as one
-        z_image = z if independent == n else student_quantile(z, df)
+        alike, z_image = 1.0, z  # how many images count as one
+        if independent < n:
+            alike = max(1.0, variance / (d.var(ddof=1) / n)) if d.var() > 0 else n / independent
+            z_image = student_quantile(z, df)
         share, sided, differ = total / n, d.sum() / total, total**2 / (d * d).sum() / alike
         shares = wilson(share, (share * (1 - share) / size.var() if size.var() > 0 else 1) * n / alike, z_image)
         sides = [2 * wilson((1 + sided) / 2 + step / differ, differ, z_image)[side] - 1 for side, step in ((0, -0.25), (1, 0.25))]

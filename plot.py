@@ -299,7 +299,7 @@ def draw_curves(study, lines):
         axes[0].plot([r["epoch"] for r in trained], [r["train"] for r in trained], line, color=colour, label=label, lw=1.4)
         val = np.array([row["val"] for row in rows])
         axes[1].plot([row["epoch"] for row in rows], val, line, color=colour, label=label, lw=1.4)
-        low, high = wilson(val[-1] * count, count)
+        low, high = wilson(val[-1], count)
         end, error = rows[-1]["epoch"] * (1.02 + 0.015 * i), [[val[-1] - low], [high - val[-1]]]
         axes[1].errorbar([end], val[-1:], error, color=colour, elinewidth=0.8, capsize=2)
     for ax, split in zip(axes, ("training batches, augmented", "validation, 95 % interval at the end")):
@@ -389,7 +389,7 @@ def draw_wise(study):
     for i, run in enumerate(runs):
         wise, colour, count = run.metrics["wise"], study.colours[run.model], run.record["data"]["counts"]["val"]
         x, y = np.array([float(a) for a in wise]), np.array(list(wise.values()))
-        low, high = np.array([wilson(v * count, count) for v in y]).T
+        low, high = np.array([wilson(v, count) for v in y]).T
         place = x + 0.008 * (i - (len(runs) - 1) / 2)  # side by side, or bars would hide each other
         line, marker = ("-", "D") if run.variant == "cs" else ("--", "s")
         look = {"color": colour, "linestyle": line, "marker": marker, "mfc": "white", "lw": 1.2, "elinewidth": 0.5, "ms": 4}
@@ -599,14 +599,12 @@ def enough(few, margin):
     From the top down and only as long as the one before held, so that no k is found by luck. Words: "enough", "too few", "cannot
     be told", and "" below one that did not hold.
     """
-    key, rows, word = few.shots(everything=True)[-1], [], "enough"
+    key, rows, held = few.shots(everything=True)[-1], [], True
     for k in reversed(few.shots()):
         gap = differ(few.right(k), few.right(key), few)
-        if word == "enough":
-            word = "enough" if gap[1] > -margin else "too few" if gap[2] < 0 else "cannot be told"
-        else:
-            word = ""
-        rows.append((k, gap, word))
+        word = "enough" if gap[1] > -margin else "too few" if gap[2] < 0 else "cannot be told"
+        rows.append((k, gap, word if held else ""))
+        held = held and word == "enough"
     return rows
 
 
@@ -625,7 +623,7 @@ def summarise(study, margin=MARGIN):
             row = {
                 "data": study.name,
                 "model": run.model,
-                "method": f"{k and 'few-shot, ' or ''}{entry.method}",
+                "method": f"{(k and 'few-shot, ') or ''}{entry.method}",
                 "upsampling": run.upsampling,
             }
             row["labels"] = float(k or run.record["labels_used"] / len(run.record["data"]["classes"]))
@@ -762,8 +760,8 @@ def say_upsampling(study, digits):
     better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
     least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
     word = "helps here" if better > worse else "does not help here" if not better else "helps some and harms others"
-    text = f"**Enlarging with SRGAN instead of bicubic {word}:** of {counted(len(gaps), 'comparison')} {better} better and {worse} worse beyond "
-    text += f"chance; from {figure_of(gaps[least], digits, '+')} ({least}) to {figure_of(gaps[most], digits, '+')} ({most})."
+    text = f"**Enlarging with SRGAN instead of bicubic {word}:** of {counted(len(gaps), 'comparison')} {better} better and {worse} worse"
+    text += f" beyond chance; from {figure_of(gaps[least], digits, '+')} ({least}) to {figure_of(gaps[most], digits, '+')} ({most})."
     made = next((r.record["data"]["made"]["seconds"] for r in study.runs if r.upsampling == "SRGAN"), None)
     train = study.one("upsample", None, "train")
     costs = [f"training the generator {train.record['seconds']:.0f} s"] if train else []

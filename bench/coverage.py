@@ -10,7 +10,6 @@ clusters, of which some share one fate, as frames of a video do. The second enco
 import argparse
 import math
 import sys
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +110,8 @@ def main():
     args = parser.parse_args()
     rng = np.random.default_rng(0)
 
-    print(
-        "| classes | test images | images a cluster | accuracy | interval of it holds | of the difference of two encoders |\n|---|---|---|---|---|---|"
-    )
+    print("| classes | test images | images a cluster | accuracy | its interval holds | that of the difference of two |")
+    print("|---|---|---|---|---|---|")
     for setting in settings():
         for accuracy in ACCURACIES:
             one, two = two_encoders(rng, *setting, accuracy, args.repeats)
