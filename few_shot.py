@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from common import (
     add_flags,
     at_least,
-    class_bootstrap,
     class_embeddings,
     counted,
     default_model,
@@ -40,9 +39,12 @@ from common import (
 )
 
 L2 = 1e-4  # of `linear`: held-out accuracy at most .025 below that of the best of 1e-2 ... 1e-7, for each k from 1 to 16
-PULL = 0.3  # of `text_init` at k = 1; it fades with k ** FADE
-FADE = 1.5  # between a prior's 1 and the 2 of ProLIP
+TRUST = ((0.0, L2), (0.25, L2), (1.0, L2), (1.0, 30 * L2))  # (share, l2) of `text_init`: it chooses one by its k labels
 ALPHA, BETA = 1.0, 5.5  # of `tip`, its paper's
+ENOUGH = 500  # images to measure one number on
+STEPS = 20  # of the fits that are only compared
+BLOCK = 2**24  # logits at once
+MEMORY = 2**30  # bytes that all draws of one k may take at once; where they would take more, one draw comes after the other
 
 
 def draw(labels, k, seed):
@@ -57,88 +59,165 @@ def draw(labels, k, seed):
     return np.sort(np.concatenate(rows))
 
 
-def minimise(loss, *start):
-    """Parameters that minimise loss(*parameters), by L-BFGS."""
-    parameters = [p.clone().requires_grad_() for p in start]
-    optimiser = torch.optim.LBFGS(parameters, max_iter=300, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimiser.zero_grad()
-        value = loss(*parameters)
-        value.backward()
-        return value
-
-    optimiser.step(closure)
-    return [p.detach() for p in parameters]
+# ---- classifiers: each learns from the images x of S draws and gives a function from images (B, D) to logits (S, B, C) ----
 
 
-def cross_entropy(logits, y):
-    """Mean over the images of each draw, sum over the draws, which thereby stay independent. logits (S, n, C), y (n,)."""
-    return F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="sum") / len(y)
+def standardise(x, mean):
+    """(S, n, D + 1): x (n, D) or (S, n, D) less mean (S, 1, D), which images share, at unit length; a 1 for the bias."""
+    x = F.normalize(x - mean, dim=2)
+    return torch.cat([x, torch.ones_like(x[..., :1])], 2)
 
 
-def span(*vectors):
-    """Orthonormal basis (S, D, m) of all vectors (S, m, D) of a draw, or None where m >= D and nothing can be saved.
-
-    Weights that start in it stay in it, because every gradient lies in it (with a penalty alone: the representer theorem).
-    """
-    a = torch.cat(vectors, 1).transpose(1, 2)
-    if a.shape[2] >= a.shape[1]:
+def span(x):
+    """Orthonormal basis (S, D, n) of the images (S, n, D) of each draw, or None where n >= D and nothing can be saved."""
+    if x.shape[1] >= x.shape[2]:
         return None
+    a = x.transpose(1, 2)
     return torch.linalg.qr(a.cpu() if a.device.type == "mps" else a).Q.to(a.device)  # mps has none, or a very slow one
 
 
-def linear(x, y, x_test, classes, l2=L2):
-    """Logits (S, N, C) of a linear layer that knows nothing of captions: mean cross-entropy + l2/2 |W|^2, from zero.
+def logistic(x, y, origin, l2, start=None, steps=300):
+    """Weights w (S, D, C) that minimise the mean cross-entropy of x @ w + l2/2 |w - origin|^2, by L-BFGS.
+
+    x (S, n, D), y (n,), origin (S, D, C), l2 a number or (S, 1, 1). Each gradient lies in the span of the images, so w - origin
+    does too (representer theorem). The gradient is written out, so that only a block of logits is held at a time.
+    """
+    basis = span(x)
+    w = (origin if start is None else start).clone()
+    if basis is not None:
+        into = basis.transpose(1, 2)
+        whole, x, w, origin = origin, x @ basis, into @ w, into @ origin
+    w.grad = torch.zeros_like(w)
+    images, rows = y.expand(len(x), -1)[:, :, None], max(1, BLOCK // (len(x) * w.shape[2]))
+    optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+    def closure():
+        w.grad.copy_(l2 * (w - origin))
+        value = (l2 / 2 * (w - origin).square()).sum()
+        for x_rows, y_rows in zip(x.split(rows, 1), images.split(rows, 1)):
+            p = (x_rows @ w).log_softmax(2)
+            value -= p.gather(2, y_rows).sum() / len(y)
+            p = p.exp_().scatter_add_(2, y_rows, p.new_full(y_rows.shape, -1))
+            w.grad.baddbmm_(x_rows.transpose(1, 2), p, alpha=1 / len(y))
+        return value
+
+    optimiser.step(closure)
+    return w if basis is None else whole + basis @ (w - origin)
+
+
+def linear(x, y, classes, l2=L2):
+    """A linear layer that knows nothing of captions: mean cross-entropy + l2/2 |w|^2, from zero.
 
     Features are centred on the training images of their draw: those of an encoder share a large common part.
     """
     mean = x.mean(1, keepdim=True)
-    x = F.normalize(x - mean, dim=2)
-    basis = span(x)
-    small = x if basis is None else x @ basis  # (S, n, m)
-
-    def loss(w, b):
-        return cross_entropy(small @ w + b, y) + l2 / 2 * w.square().sum()
-
-    w, b = minimise(loss, x.new_zeros(len(x), small.shape[2], classes), x.new_zeros(len(x), 1, classes))
-    w = w if basis is None else basis @ w
-    return torch.stack([F.normalize(x_test - m, dim=1) @ v + c for m, v, c in zip(mean, w, b)])
+    w = logistic(standardise(x, mean), y, x.new_zeros(len(x), x.shape[2] + 1, classes), l2)
+    return lambda x_test: standardise(x_test, mean) @ w
 
 
-def text_init(x, y, x_test, z, scale, pull=None):
-    """Logits (S, N, C) of a cosine classifier that starts from the captions and is pulled back to them.
+def calibrate(logits, y):
+    """(scale, cross-entropy), each (S,): the factor of the logits (S, n, C) that suits the labels y (n,) best.
 
-    Weights are used at unit length and multiplied by CLIP's logit scale, as in zero-shot. The pull is
-    pull/2 |scale (w - z)|^2, mean over classes: in logits, so that it means the same for any scale and number of classes.
-    Without labels to speak of it must dominate, with many it must not, so it fades with the labels a class has (ProLIP,
-    Fahes et al. 2024, fades theirs with the square).
+    Labels are smoothed by 1 in n + 1, as if one more image had been named at random: n right answers are no proof of an
+    infinite factor. Cross-entropy is convex in the factor, so its slope is bisected, within four decades.
     """
-    pull = PULL / (len(y) / len(z)) ** FADE if pull is None else pull
-    z = z.expand(len(x), -1, -1)
-    basis = span(x, z)
-    small, start = (x, z) if basis is None else (x @ basis, z @ basis)
-
-    def loss(w):
-        back = (scale * (w - start)).square().sum((0, 2)).mean()
-        return cross_entropy(scale * small @ F.normalize(w, dim=2).transpose(1, 2), y) + pull / 2 * back
-
-    (w,) = minimise(loss, start)
-    w = w if basis is None else w @ basis.transpose(1, 2)
-    return scale * x_test @ F.normalize(w, dim=2).transpose(1, 2)
-
-
-def tip(x, y, x_test, z, scale, alpha=ALPHA, beta=BETA):
-    """Logits (S, N, C) of Tip-Adapter without training (Zhang et al. 2022): zero-shot + alpha exp(-beta (1 - cosine)) votes."""
-    votes = F.one_hot(y, len(z)).to(x.dtype)  # (n, C)
-    cached = [torch.cat([torch.exp(beta * (t @ s.T - 1)) @ votes for t in x_test.split(2048)]) for s in x]
-    return scale * x_test @ z.T + alpha * torch.stack(cached)
+    logits = logits - logits.mean(2, keepdim=True)
+    wanted = logits.gather(2, y.expand(len(logits), -1)[:, :, None])[:, :, 0] * (len(y) / (len(y) + 1))  # (S, n)
+    low, high = torch.tensor([-2.0, 2.0], dtype=logits.dtype, device=logits.device).expand(len(logits), 2).T
+    unit = logits.square().mean((1, 2)).sqrt().clamp(min=1e-12)
+    for _ in range(12):
+        middle = (low + high) / 2
+        scaled = logits * (10**middle / unit)[:, None, None]
+        slope = ((scaled.softmax(2) * logits).sum(2) - wanted).mean(1)
+        low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
+    scale = 10 ** ((low + high) / 2) / unit
+    return scale, ((logits * scale[:, None, None]).logsumexp(2) - scale[:, None] * wanted).mean(1)
 
 
-def class_mean(x, y, x_test, classes):
-    """Logits (S, N, C): cosine to the mean of each class."""
-    means = x.new_zeros(len(x), classes, x.shape[2]).index_add_(1, y, x)
-    return x_test @ F.normalize(means, dim=2).transpose(1, 2)
+def some(y):
+    """At most ENOUGH of the rows of y (n,), evenly spaced."""
+    return slice(None, None, -(-len(y) // ENOUGH))
+
+
+def from_captions(mean, size, z, scale):
+    """Weights (S, D + 1, C) for standardised images: scale * zero-shot, as good as; mean (S, 1, D), size and scale (S, 1, 1)."""
+    z = z.T.expand(len(mean), -1, -1)
+    return torch.cat([scale * size * z, scale * mean @ z], 1)
+
+
+def trusted(x, y, z, scale):
+    """(S,) which of TRUST each draw's own labels speak for: the least cross-entropy, at its best scale, on labels held out.
+
+    With one label a class nothing can be held out, and captions are trusted most.
+    """
+    sizes = torch.bincount(y, minlength=len(z))
+    if sizes.max() == 1:
+        return torch.full((len(x),), len(TRUST) - 1)
+    # the i-th image of a class is in part i, of 2 parts, or of 4 where there are 4 images; the only one of a class is never held out
+    order = torch.argsort(y, stable=True)
+    place = torch.empty_like(y)
+    place[order] = torch.arange(len(y), device=y.device) - (sizes.cumsum(0) - sizes)[y[order]]
+    parts = 4 if sizes.max() >= 4 else 2
+    part = torch.where(sizes[y] > 1, place % parts, -1)
+    held, tried = [], [[] for _ in TRUST]
+    for p in range(parts):
+        if sum(map(len, held)) >= ENOUGH:
+            break
+        out = torch.nonzero(part == p)[:, 0]
+        out = out[some(out)]
+        seen, y_seen = x[:, part != p], y[part != p]
+        mean = seen.mean(1, keepdim=True)
+        size = (seen - mean).norm(dim=2).mean(1)[:, None, None]
+        inside, outside = standardise(seen, mean), standardise(x[:, out], mean)
+        del seen
+        for logits, (share, l2) in zip(tried, TRUST):
+            w = logistic(inside, y_seen, from_captions(mean, size, z, share * scale), l2, steps=STEPS)
+            logits.append(outside @ w)
+        held.append(y[out])
+    return torch.stack([calibrate(torch.cat(logits, 1), torch.cat(held))[1] for logits in tried]).argmin(0).cpu()
+
+
+def text_init(x, y, z, trust=None):
+    """Softmax regression whose weights start from the captions and are pulled back to them, as far as these deserve it.
+
+    Mean cross-entropy + l2/2 |w - share * scale * z|^2, on the centred images and with the penalty of `linear`, which is what share 0
+    gives. `scale` is not CLIP's but the one at which zero-shot suits the labels: small where captions are bad. (share, l2) is
+    one of TRUST for each draw, or `trust`.
+    """
+    seen = some(y)
+    scale = calibrate(x[:, seen] @ z.T, y[seen])[0][:, None, None]
+    share, l2 = x.new_tensor([TRUST[i] for i in trusted(x, y, z, scale)] if trust is None else [trust] * len(x)).T[:, :, None, None]
+    mean = x.mean(1, keepdim=True)
+    size = (x - mean).norm(dim=2).mean(1)[:, None, None]
+    w = logistic(standardise(x, mean), y, from_captions(mean, size, z, share * scale), l2)
+    return lambda x_test: standardise(x_test, mean) @ w
+
+
+def tip(x, y, z, scale, alpha=ALPHA, beta=BETA):
+    """Tip-Adapter without training (Zhang et al. 2022): zero-shot + alpha exp(-beta (1 - cosine)) votes."""
+
+    def classifier(x_test):
+        near = torch.exp(beta * (x_test @ x.transpose(1, 2) - 1))  # (S, B, n)
+        return (scale * x_test @ z.T).expand(len(x), -1, -1).index_add(2, y, alpha * near)
+
+    return classifier
+
+
+def class_mean(x, y, classes):
+    """Cosine to the mean of each class."""
+    means = F.normalize(x.new_zeros(len(x), classes, x.shape[2]).index_add_(1, y, x), dim=2)
+    return lambda x_test: x_test @ means.transpose(1, 2)
+
+
+def right_or_wrong(fit, x, y, x_test, y_test, classes):
+    """bool (S, N): which test images the classifier that fit(x, y) gives names right, a block of logits at a time."""
+    classifier, rows = fit(x, y), max(1, BLOCK // (len(x) * classes))
+    return torch.cat([classifier(t).argmax(2) == c for t, c in zip(x_test.split(rows), y_test.split(rows))], 1)
+
+
+def working_memory(draws, images, width, classes):
+    """Bytes, about: some copies of the images, and of the weights L-BFGS's history of 10 pairs and what it makes of them."""
+    return 4 * draws * (4 * images * width + 30 * min(images, width) * classes)
 
 
 def print_table(table, labels, draws, everything):
@@ -152,6 +231,8 @@ def print_table(table, labels, draws, everything):
     for method, row in table.items():
         cells = (f"{row[k]['mean']:.3f}" + (f"±{row[k]['std']:.3f}" if draws[k] > 1 else "") for k in columns)
         print(f"{method:14}" + "".join(f"{cell:>12}" for cell in cells))
+    advised = "text-init, which weighs captions and labels" if "text-init" in table else "linear, since there are no captions"
+    print(f"advised for few labels: {advised}; with all of them linear_probe.py, which chooses its penalty on held-out images")
 
 
 def main():
@@ -176,19 +257,19 @@ def main():
     classes = len(data.classes)
     print_setup(data, model, images)
     sizes = np.bincount(labels)
+    shots = args.shots if args.shots[-1] >= sizes.max() else [*args.shots, int(sizes.max())]  # the last takes every label
     if short := [f"{(sizes < k).sum()} of {classes} at k = {k}" for k in args.shots if k > sizes.min()]:
         print(f"note: classes with fewer than k images give all they have: {', '.join(short)}; the smallest has {sizes.min()}")
 
     methods = {
-        "class-mean": lambda x, y: class_mean(x, y, x_test, classes),
-        "linear": lambda x, y: linear(x, y, x_test, classes),
+        "class-mean": lambda x, y: class_mean(x, y, classes),
+        "linear": lambda x, y: linear(x, y, classes),
     }
     metrics = {"chance": 1 / classes, "draw": draw.__doc__.strip(), "labels": {}, "draws": {}, "short_classes": {}}
     if model.encode_text:
         z = class_embeddings(model, data.words, args.prompts, data.type).to(model.device)
-        scale = model.logit_scale
-        methods["tip"] = lambda x, y: tip(x, y, x_test, z, scale)
-        methods["text-init"] = lambda x, y: text_init(x, y, x_test, z, scale)
+        methods["tip"] = lambda x, y: tip(x, y, z, model.logit_scale)
+        methods["text-init"] = lambda x, y: text_init(x, y, z)
         m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes)
         print(f"{'zero-shot' if not chosen_with else 'chosen prompts':14}{m['top1']:12.3f}", end="   ")
         print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images", end=", ")
@@ -198,32 +279,34 @@ def main():
             ("chosen_prompts" if chosen_with else "zero_shot") + key.removeprefix("top1"): v for key, v in m.items() if "top1" in key
         }
 
+    metrics["methods"] = list(methods)
     table = {method: {} for method in methods}
-    used, done, shares = set(), {}, []
-    for k in progress(args.shots, f"{model.name} few-shot", "k"):
-        draws = [draw(labels.numpy(), k, args.seed + i) for i in range(args.seeds)]
+    right, done = np.zeros((len(shots), len(methods), args.seeds, len(y_test)), np.uint8), {}
+    for i, k in enumerate(progress(shots, f"{model.name} few-shot", "k")):
+        draws = [draw(labels.numpy(), k, args.seed + s) for s in range(args.seeds)]
         rows, which = np.unique(draws, axis=0, return_inverse=True)  # with all labels there is but one
         metrics["draws"][k], metrics["labels"][k] = rows.shape
         metrics["short_classes"][k] = int((sizes < k).sum())
-        used.update(rows.flat)
-        x, y = x_train[torch.from_numpy(rows)], labels[rows[0]].to(model.device)
-        for method, fit in methods.items():
-            key = method, rows.tobytes()
-            if key not in done:  # all seeds of one k as one problem
-                done[key] = (fit(x, y).argmax(2) == y_test).cpu().numpy()[which.ravel()]  # (seeds, N)
-            right = done[key]
-            values = right.mean(1)
+        y = labels[rows[0]].to(model.device)
+        # all draws of one k are one problem, or as many problems where that would be too large
+        large = working_memory(*rows.shape, x_train.shape[1], classes) > MEMORY
+        problems = np.split(rows, len(rows)) if large else [rows]
+        for j, (method, fit) in enumerate(methods.items()):
+            if (method, rows.tobytes()) not in done:
+                parts = [right_or_wrong(fit, x_train[torch.from_numpy(r)], y, x_test, y_test, classes) for r in problems]
+                done[method, rows.tobytes()] = torch.cat(parts).cpu().numpy()
+            right[i, j] = done[method, rows.tobytes()][which.ravel()]
+            values = right[i, j].mean(1)
+            # here goes "ci95": the interval of the mean over images and draws, from right[i, j] (S, N)
             table[method][k] = {
                 "mean": values.mean().item(),
                 "std": (values.std(ddof=1).item() if len(rows) > 1 else 0.0) if args.seeds > 1 else None,
                 "values": values.tolist(),
-                "ci95_class": class_bootstrap(right.mean(0), images["test"].labels),
             }
-            shares.append(np.float32(right.mean(0)))
     print_table(table, metrics["labels"], metrics["draws"], len(labels))
     if args.out:
-        arrays = {"right": np.reshape(shares, (len(args.shots), len(methods), -1))}  # of the draws, the share that named the image right
-        labels_used = max(len(used), chosen_with)
+        labels_used = max(len(labels), chosen_with)  # the last k takes them all
+        arrays = {"right": right}  # (K, M, S, N): 1 where the method that learnt from draw s of k labels named the image right
         write_result(args.out, args, data, model, images, metrics | table, started, labels_used=labels_used, arrays=arrays)
 
 
