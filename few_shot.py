@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from common import (
+    accuracy_interval,
     add_flags,
     at_least,
     class_embeddings,
+    clusters,
     counted,
     default_model,
     evaluate,
@@ -270,16 +272,16 @@ def main():
         z = class_embeddings(model, data.words, args.prompts, data.type).to(model.device)
         methods["tip"] = lambda x, y: tip(x, y, z, model.logit_scale)
         methods["text-init"] = lambda x, y: text_init(x, y, z)
-        m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes)
+        m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes, clusters(images["test"]))
         print(f"{'zero-shot' if not chosen_with else 'chosen prompts':14}{m['top1']:12.3f}", end="   ")
-        print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f} over images", end=", ")
+        print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f}", end=", ")
         print("no label used" if not chosen_with else "its labels are in tip and text-init too")
         # captions chosen with labels give no zero-shot number
         metrics |= {
             ("chosen_prompts" if chosen_with else "zero_shot") + key.removeprefix("top1"): v for key, v in m.items() if "top1" in key
         }
 
-    metrics["methods"] = list(methods)
+    metrics["methods"], together = list(methods), clusters(images["test"])
     table = {method: {} for method in methods}
     right, done = np.zeros((len(shots), len(methods), args.seeds, len(y_test)), np.uint8), {}
     for i, k in enumerate(progress(shots, f"{model.name} few-shot", "k")):
@@ -297,11 +299,11 @@ def main():
                 done[method, rows.tobytes()] = torch.cat(parts).cpu().numpy()
             right[i, j] = done[method, rows.tobytes()][which.ravel()]
             values = right[i, j].mean(1)
-            # here goes "ci95": the interval of the mean over images and draws, from right[i, j] (S, N)
             table[method][k] = {
                 "mean": values.mean().item(),
                 "std": (values.std(ddof=1).item() if len(rows) > 1 else 0.0) if args.seeds > 1 else None,
                 "values": values.tolist(),
+                "ci95": accuracy_interval(right[i, j], images["test"].labels, together),
             }
     print_table(table, metrics["labels"], metrics["draws"], len(labels))
     if args.out:

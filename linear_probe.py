@@ -21,6 +21,7 @@ from common import (
     add_flags,
     blocked_split,
     centre_and_spread,
+    clusters,
     counted,
     default_model,
     digest,
@@ -191,7 +192,7 @@ def main():
 
     logits = torch.addmm(bias, x["test"], weight.T).cpu()
     labels = images["test"].labels
-    m = evaluate(logits, labels, data.classes)
+    m = evaluate(logits, labels, data.classes, clusters(images["test"]))
     thumbnails = (torch.from_numpy(images[s].thumbnails[images[s].rows]).to(model.device) for s in ("test", "train"))
     copies = near_copies(*thumbnails).cpu()
     right = (logits.argmax(1) == labels)[~copies]
@@ -207,7 +208,7 @@ def main():
         "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
     }
     for split, total in (("train", len(y["train"])), ("val", len(runs[0][3]))):
-        metrics[f"{split}_ci95"] = wilson(metrics[split] * total, total)
+        metrics[f"{split}_ci95"] = wilson(metrics[split], total)
 
     print_setup(data, model, images)
     source = "images of the val split" if "val" in images else "held-out training images"
