@@ -86,40 +86,35 @@ def logistic_regression(x, y, l2, weight, bias, steps=1000):
 
 
 def equal_classes(y, weight, bias):
-    """A head fitted to labels y, for classes that are equally frequent: log frequencies go out of the bias (Menon et al. 2021).
-
-    How often a class was photographed for training says little of how often it will be met. Nothing changes where all classes
-    have equally many images.
-    """
+    """A head fitted to labels y, for classes that are met equally often: log frequencies go out of the bias (Menon et al. 2021)."""
     counts = torch.bincount(y, minlength=len(bias)).to(bias)
     return weight, bias - (counts / counts.mean()).log()
 
 
-def accuracies(x, y, weight, bias):
-    """The share of images x (N, D) that are named right, and its mean over the classes in y (N,)."""
+def accuracy(x, y, weight, bias):
+    """The share of images x (N, D) that are named right, a block at a time."""
     predicted = [torch.addmm(bias, part, weight.T).argmax(1) for part in x.split(max(1, BLOCK // len(bias)))]
-    right, y = (torch.cat(predicted) == y).cpu().double(), y.cpu()  # mps has no double
-    counts, hits = torch.bincount(y), torch.bincount(y, right)
-    return right.mean().item(), (hits / counts)[counts > 0].mean().item()
+    return (torch.cat(predicted) == y).cpu().double().mean().item()  # mps has no double
 
 
 def sweep(runs, classes, penalties):
-    """Fit with each penalty, each time from the fit before, the largest first: [{"l2", "train", "val", "val_per_class", "head"}].
+    """Fit with each penalty, each time from the fit before, the largest first: [{"l2", "frequencies", "train", "val", "head"}].
 
-    `runs` are [(x, y, x_val, y_val)]; the accuracies are means over them, the head (weight, bias) is that of the first.
+    `runs` are [(x, y, x_val, y_val)]; the accuracies are means over them, the head (weight, bias) is that of the first. Where
+    classes are unequal, held-out images also say whether the head keeps how frequent they were in training; of equals it does.
     Small penalties get no further than 200 steps each, which changes what is chosen less than other held-out images do.
     """
     fitted = [(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)) for x, *_ in runs]
     fits = []
     for l2 in penalties:
         fitted = [logistic_regression(x, y, l2, *head, steps=200) for (x, y, *_), head in zip(runs, fitted)]
-        heads = [equal_classes(y, *head) for (_, y, *_), head in zip(runs, fitted)]
-        train = [accuracies(x, y, *head)[0] for (x, y, *_), head in zip(runs, heads)]
-        val, per_class = zip(*[accuracies(x, y, *head) for (*_, x, y), head in zip(runs, heads)])
-        train, val, per_class = (sum(values) / len(runs) for values in (train, val, per_class))
-        fits.append({"l2": l2, "train": train, "val": val, "val_per_class": per_class, "head": heads[0]})
-        best = max(f["val_per_class"] for f in fits)
-        if len(fits) > FALLS and all(f["val_per_class"] < best - 1e-9 for f in fits[-FALLS:]):
+        equal = [equal_classes(y, *head) for (_, y, *_), head in zip(runs, fitted)]
+        val = [sum(accuracy(x, y, *head) for (*_, x, y), head in zip(runs, heads)) / len(runs) for heads in (fitted, equal)]
+        heads = equal if val[1] > val[0] + 1e-9 else fitted
+        train = sum(accuracy(x, y, *head) for (x, y, *_), head in zip(runs, heads)) / len(runs)
+        fits.append({"l2": l2, "frequencies": heads is fitted, "train": train, "val": max(val), "head": heads[0]})
+        best = max(f["val"] for f in fits)
+        if len(fits) > FALLS and all(f["val"] < best - 1e-9 for f in fits[-FALLS:]):
             break
     return fits
 
@@ -176,19 +171,20 @@ def main():
         runs = [(x["train"][~held], y["train"][~held], x["train"][held], y["train"][held]) for held in masks]
     scaled = [((a - mean) / scale, b, (c - mean) / scale, d) for a, b, c, d in runs]
     fits = sweep(scaled, len(data.classes), progress(PENALTIES, "penalties", "fit"))
-    best = max(f["val_per_class"] for f in fits)
-    chosen, *tied = [f for f in fits if f["val_per_class"] > best - 1e-9]  # of equals the largest penalty; means round
+    best = max(f["val"] for f in fits)
+    chosen, *tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
     z = (x["train"] - mean) / scale
-    heads = {"head": equal_classes(y["train"], *logistic_regression(z, y["train"], chosen["l2"], *chosen["head"]))}
+    head = logistic_regression(z, y["train"], chosen["l2"], *chosen["head"])
+    heads = {"head": head if chosen["frequencies"] else equal_classes(y["train"], *head)}
     if "val" not in images:  # for those who train on and validate on the first run, which this one has not seen
         heads["held_out"] = chosen["head"]
     heads = {name: (w / scale, b - w @ mean / scale) for name, (w, b) in heads.items()}  # for features as the encoder gives them
     weight, bias = heads["head"]
 
     # the rival that chooses nothing, on the same held-out images and on test
-    means = [accuracies(F.normalize(c, dim=1), d, class_means(a, b, len(bias)), 0 * bias) for a, b, c, d in runs]
-    rival = sum(per_class for _, per_class in means) / len(runs)
-    class_mean = accuracies(F.normalize(x["test"], dim=1), y["test"], class_means(x["train"], y["train"], len(bias)), 0 * bias)[0]
+    pairs = [*runs, (x["train"], y["train"], x["test"], y["test"])]
+    means = [accuracy(F.normalize(c, dim=1), d, class_means(a, b, len(bias)), 0 * bias) for a, b, c, d in pairs]
+    class_mean, rival = means.pop(), sum(means) / len(means)
 
     logits = torch.addmm(bias, x["test"], weight.T).cpu()
     labels = images["test"].labels
@@ -197,13 +193,13 @@ def main():
     copies = near_copies(*thumbnails).cpu()
     right = (logits.argmax(1) == labels)[~copies]
     metrics = {
-        "train": accuracies(x["train"], y["train"], weight, bias)[0],
-        "val": chosen["val"],
-        "val_per_class": best,
+        "train": accuracy(x["train"], y["train"], weight, bias),
+        "val": best,
         **m,
         "l2": chosen["l2"],
+        "frequencies": chosen["frequencies"],
         "class_mean": class_mean,
-        "class_mean_val_per_class": rival,
+        "class_mean_val": rival,
         "near_copies": copies.double().mean().item(),
         "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
     }
@@ -215,8 +211,10 @@ def main():
     times = f", mean of {len(runs)} such runs" if len(runs) > 1 else ""
     as_good = "; as good: " + some([f"{f['l2']:.0e}" for f in tied]) if tied else ""
     edge = "; the end of the sweep" if chosen["l2"] in (PENALTIES[0], PENALTIES[-1]) else ""
-    print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)}, as mean over classes, on {len(runs[0][3]):,} {source}", end="")
+    print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)} on {len(runs[0][3]):,} {source}", end="")
     print(f"{times}{as_good}{edge}")
+    if not chosen["frequencies"]:
+        print("frequencies     left out: held-out images are named better as if all classes were equally frequent")
     for split in ("train", "val"):
         print(f"{split:15} {metrics[split]:.3f}   95 % interval {metrics[f'{split}_ci95'][0]:.3f} to {metrics[f'{split}_ci95'][1]:.3f}")
     advice = "take the probe" if best > rival else "take the nearest class mean"
