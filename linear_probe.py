@@ -5,13 +5,15 @@
 
 CLIP and ImageNet models alike. Features are those before the last layer; of CLIP that is before its projection into the
 space of captions, as in its paper: held-out images give .808 against .797 (toy-ViT) and .860 against .866 (toy-RN). It also
-says how many test images are near-copies of training images, which no encoder can be praised for. Copy this file and
+says which test images are copies of training images, for which no encoder can be praised. Copy this file and
 common.py to use it elsewhere.
 """
 
 import argparse
+import csv
 import json
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from common import (
     HOLDOUT,
     add_flags,
+    atomic,
     blocked_split,
     centre_and_spread,
     clusters,
@@ -29,6 +32,7 @@ from common import (
     every_class,
     fail,
     features,
+    find_copies,
     hold_out,
     load_data,
     load_model,
@@ -47,7 +51,6 @@ PENALTIES = [10 ** (e / 2) for e in range(2, -13, -1)]  # 10 to 1e-6 in half dec
 ENOUGH, MOST = 1000, 5  # held-out images that choose well; with fewer, up to 5 runs of others, because few choose at random
 FALLS = 3  # penalties in a row below the best so far end the sweep: 80 of 82 sets chose the same
 BLOCK = 2**24  # logits at a time: 64 MiB, however many images and classes there are
-COPY = 0.95  # cosine of thumbnails from which two images count as near-copies
 FEW = 30  # images below which an accuracy says nothing
 
 
@@ -125,13 +128,14 @@ def class_means(x, y, classes):
     return F.normalize(x.new_zeros(classes, x.shape[1]).index_add_(0, y, x), dim=1)
 
 
-def near_copies(test, train):
-    """Which test images are near-copies of a training image, boolean (N,): a property of the data, not of an encoder.
-
-    Thumbnails (N, 16, 16, 3) of whole pictures, the mean of each colour removed, and their cosine.
-    """
-    test, train = (F.normalize((t - t.mean((1, 2), keepdim=True)).flatten(1), dim=1) for t in (test.float(), train.float()))
-    return torch.cat([(part @ train.T).amax(1) > COPY for part in test.split(1024)])
+def write_copies(pairs, test, train, path):
+    """CSV of (test file, training file, similarity, mirrored), paths below the data folder; only a header where there are none."""
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["test", "train", "similarity", "mirrored", "same_label"])
+        for p in pairs:
+            same, mirrored = ("yes" if p[key] else "no" for key in ("same_label", "mirrored"))
+            table.writerow([test[p["test"]], train[p["train"]], f"{p['similarity']:.4f}", mirrored, same])
 
 
 def main():
@@ -189,8 +193,10 @@ def main():
     logits = torch.addmm(bias, x["test"], weight.T).cpu()
     labels = images["test"].labels
     m = evaluate(logits, labels, data.classes, clusters(images["test"]))
-    thumbnails = (torch.from_numpy(images[s].thumbnails[images[s].rows]).to(model.device) for s in ("test", "train"))
-    copies = near_copies(*thumbnails).cpu()
+    pairs, look_alike = find_copies(images["test"], images["train"], model.device)
+    copies = torch.zeros(len(labels), dtype=torch.bool)
+    copies[[p["test"] for p in pairs]] = True
+    mislabelled = [p for p in pairs if not p["same_label"]]
     right = (logits.argmax(1) == labels)[~copies]
     metrics = {
         "train": accuracy(x["train"], y["train"], weight, bias),
@@ -201,6 +207,8 @@ def main():
         "class_mean": class_mean,
         "class_mean_val": rival,
         "near_copies": copies.double().mean().item(),
+        "copies_of_another_label": len(mislabelled),
+        "look_alike": look_alike.double().mean().item(),
         "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
     }
     for split, total in (("train", len(y["train"])), ("val", len(runs[0][3]))):
@@ -220,12 +228,20 @@ def main():
     advice = "take the probe" if best > rival else "take the nearest class mean"
     print(f"class mean      {class_mean:.3f}   on test, nearest class mean of the same features; held-out images", end=" ")
     print(f"give it {rival:.3f} and the probe {best:.3f}: {advice}")
-    print(f"near-copies     {metrics['near_copies']:.3f}   of the test images resemble a training image (thumbnail cosine > {COPY})")
+    listed = Path(args.out).with_name(f"{Path(args.out).stem}-copies.csv") if args.out else None
+    named = [f"{images['test'].paths[p['test']]} = {images['train'].paths[p['train']]}" for p in pairs]
+    where = f": see {listed}" if listed and pairs else f": {some(named, 3)}" if pairs else ""
+    print(f"copies          {metrics['near_copies']:.3f}   of the test images are copies of a training image{where}")
+    if mislabelled:
+        named = [f"{images['test'].paths[p['test']]} = {images['train'].paths[p['train']]}" for p in mislabelled]
+        print(f"note: {counted(len(named), 'test image')} with a copy in another class of train, a wrong label: {some(named, 3)}")
+    print(f"look alike      {metrics['look_alike']:.3f}   of the test images roughly resemble a training image, copy or not")
     without = f"{right.double().mean():.3f}" if len(right) >= FEW else "too few left"
     print(f"without them    {without}   {counted(len(right), 'image')}")
     print("all test images")
     print_metrics(m)
     if args.out:
+        write_copies(pairs, images["test"].paths, images["train"].paths, listed)
         history = [{k: v for k, v in f.items() if k != "head"} for f in fits]
         labels_used = len(y["train"]) + len(y.get("val", ()))
         write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)

@@ -1,0 +1,127 @@
+"""Copies among images: made ones are found, pictures that are drawn anew are none, and blocks change nothing."""
+
+import csv
+import io
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageOps
+
+import linear_probe
+import toy
+from common import Images, clusters, find_copies, load_data, load_images, read_image
+
+
+def as_images(thumbnails, labels=None):
+    count = len(thumbnails)
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else torch.tensor(labels)
+    return Images(None, np.stack(thumbnails), np.arange(count), labels, [f"{i}.png" for i in range(count)], [], "", "")
+
+
+def scenes(count, seed=0):
+    """Smooth random pictures with detail of every size, as photographs have."""
+    rng = torch.Generator().manual_seed(seed)
+    x = sum(F.interpolate(torch.randn(count, 3, s, s, generator=rng), size=128, mode="bicubic") / s**0.5 for s in (4, 8, 16, 32, 64))
+    x = (128 + 60 * x).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in x]
+
+
+def jpeg(image, quality):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+KINDS = {
+    "same": lambda image: image,
+    "mirrored": ImageOps.mirror,
+    "resized": lambda image: image.resize((75, 60), Image.Resampling.BILINEAR),
+    "jpeg": lambda image: jpeg(image, 40),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "all": lambda image: jpeg(ImageEnhance.Brightness(ImageOps.mirror(image).resize((90, 90))).enhance(1.1), 50),
+}
+
+
+def thumbnails(images, folder):
+    result = []
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+        result.append(read_image(folder / f"{i}.png", 8)[1])
+    return result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_made_copies_are_found_and_named(kind, tmp_path):
+    train = thumbnails(scenes(12), tmp_path)
+    test = thumbnails([*scenes(5, seed=1), *map(KINDS[kind], scenes(12)[::2])], tmp_path)
+    pairs, _ = find_copies(as_images(test), as_images(train))
+    assert [(p["test"], p["train"]) for p in pairs] == [(5 + i, 2 * i) for i in range(6)]
+    assert all(p["mirrored"] == (kind in ("mirrored", "all")) for p in pairs)
+
+
+def test_pictures_drawn_anew_are_no_copies():
+    drawn = [image for image, _ in toy.draw_many([name for name in toy.TOY[:6] for _ in range(30)], False, seed=7)]
+    small = [np.asarray(Image.fromarray(np.asarray(x)).resize((32, 32), Image.Resampling.BILINEAR)) for x in drawn]
+    images = as_images(small)
+    assert find_copies(images.take(np.arange(0, 180, 2)), images.take(np.arange(1, 180, 2)))[0] == []
+    assert len(set(clusters(images).tolist())) == 180
+
+
+def test_plain_pictures_are_no_copies():
+    plain = as_images([np.full((32, 32, 3), v, np.uint8) for v in (0, 77, 77, 255)])
+    assert find_copies(plain, plain)[0] == []
+
+
+def test_blocks_give_the_same_as_all_at_once(tmp_path):
+    train = thumbnails(scenes(20), tmp_path)
+    test = thumbnails([KINDS["all"](s) for s in scenes(20)] + scenes(3, seed=2), tmp_path)
+    labels = [i % 2 for i in range(20)]
+    test, train = as_images(test, [0] * 23), as_images([*train, train[4]], [*labels, 1])
+    whole, look = find_copies(test, train)
+    parts, look_parts = find_copies(test, train, block=7)
+    strip = [[{k: v for k, v in p.items() if k != "similarity"} for p in pairs] for pairs in (whole, parts)]
+    assert strip[0] == strip[1] and torch.equal(look, look_parts)
+    assert [p["same_label"] for p in whole if p["test"] == 4] == [True, False]  # the same picture under two labels
+    assert torch.equal(clusters(train), clusters(train, block=6))
+
+
+def test_clusters_join_copies_within_a_class_only(tmp_path):
+    a, b, c = thumbnails(scenes(3), tmp_path)
+    images = as_images([a, b, a[:, ::-1], a, c, b], [0, 0, 0, 1, 1, 0])
+    ids = clusters(images).tolist()
+    assert ids[0] == ids[2] and ids[1] == ids[5] and len(set(ids)) == 4
+    images = replace(images)
+    images.groups = ["x", "x", None, "x", None, None]
+    ids = clusters(images).tolist()
+    assert ids[0] == ids[1] and len(set(ids)) == 5
+
+
+def test_csv_lies_beside_the_result(world, call):
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    first, second, *_ = sorted((world / "own" / "Test").iterdir())
+    source = sorted((world / "own" / "Training" / first.name).iterdir())[0]
+    shutil.copy(source, first / "kopie-ä.jpg")
+    shutil.copy(source, second / "wrong.jpg")
+    code, out, err = call(linear_probe.main, "--data", "./own", "--model", "toy-RN", "--out", "r/m.json")
+    assert code == 0, err
+    text = (world / "r" / "m-copies.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    train = f"Training/{first.name}/{source.name}"
+    assert [(r["test"], r["train"], r["mirrored"], r["same_label"]) for r in rows] == [
+        (f"Test/{first.name}/kopie-ä.jpg", train, "no", "yes"),
+        (f"Test/{second.name}/wrong.jpg", train, "no", "no"),
+    ]
+    assert "m-copies.csv" in out and "wrong.jpg" in out and "wrong label" in out
+    code, out, _ = call(linear_probe.main, "--data", "tiny", "--model", "toy-RN", "--out", "r/m.json")
+    assert code == 0 and (world / "r" / "m-copies.csv").read_text().splitlines() == ["test,train,similarity,mirrored,same_label"]
+
+
+def test_simpsons(real, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = load_data(str(real / "simpsons"))
+    pairs, _ = find_copies(*(load_images(data, split, 32) for split in ("test", "train")))
+    assert len({p["test"] for p in pairs}) == 8 and all(p["same_label"] for p in pairs)
