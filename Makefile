@@ -22,8 +22,10 @@ override CLIP := $(subst @,-,$(subst /,-,$(CLIP)))
 FINETUNE  ?= $(if $(filter toy,$(NAME)),1,0)
 UPSAMPLED ?= $(if $(filter-out 0,$(FINETUNE)),$(CLIP))
 
-# small encoders bear, and need, larger steps than finetune.py's defaults (chosen on held-out training images); small pictures a small SRGAN
-TUNE  ?= $(if $(filter toy,$(NAME)),--lr 5e-4 --epochs 12)
+# learning rates that validation chooses among; small encoders bear, and need, larger steps (chosen on held-out training images)
+RATES ?= $(if $(filter toy,$(NAME)),5e-4,1e-5 1e-4)
+# small encoders need more epochs than finetune.py's default, and small pictures a small SRGAN
+TUNE  ?= $(if $(filter toy,$(NAME)),--epochs 12)
 SRGAN ?= $(if $(filter toy,$(NAME)),--blocks 4 --width 32 --epochs 8 --adversarial 4)
 
 # glibc hands large tensors back after each use and pays for fresh pages at the next; other systems do not know these
@@ -48,8 +50,8 @@ PROBES    := $(patsubst %,results/linear_probe/%.json,$(ALL) $(ENLARGED))
 FEW_SHOT  := $(ALL:%=results/few_shot/%.json)
 RESTORED  := $(if $(UPSAMPLED),results/upsample/$(NAME)/eval.json)
 ifneq ($(filter-out 0,$(FINETUNE)),)
-ML        := $(patsubst %,results/finetune/%-ml.json,$(ALL) $(ENLARGED))
-CS        := $(patsubst %,results/finetune/%-cs.json,$(CLIPS) $(ENLARGED))
+ML        := $(foreach rate,$(RATES),$(patsubst %,results/finetune/%-ml-$(rate).json,$(ALL) $(ENLARGED)))
+CS        := $(foreach rate,$(RATES),$(patsubst %,results/finetune/%-cs-$(rate).json,$(CLIPS) $(ENLARGED)))
 FROZEN    := $(ALL:%=results/finetune/%-frozen.json)
 endif
 RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(CS) $(FROZEN)
@@ -62,10 +64,11 @@ OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 .PHONY: all study test check readme clean help
 .DELETE_ON_ERROR:
 
-# goes on after a run that fails; plot.py draws what there is, names what is missing, and fails then
+# goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
 all: | $(ENV) $(WORLD)
 	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) $(if $(filter-out toy,$(NAME)),--runs $(RUNS))
 	-$(MAKE) --no-print-directory --keep-going study
+	-$(PYTHON) bench/speed.py --data $(DATA) --models $(CLIP) $(IMAGENET) --out results/$(NAME).speed.json
 	$(PYTHON) plot.py --data $(NAME) --expect $(RUNS)
 
 study: $(RUNS)
@@ -88,12 +91,15 @@ $(PROBES): results/linear_probe/%.json:
 $(FEW_SHOT): results/few_shot/%.json:
 	$(PYTHON) few_shot.py --data $(OF) --model $(*F) --out $@
 
-# starts from the head of the probe; one seed
-$(ML): results/finetune/%-ml.json: | results/linear_probe/%.json
-	$(PYTHON) finetune.py --data $(OF) --model $(*F) --method ml --head results/linear_probe/$*.safetensors $(TUNE) --out $@
+# ml starts from the head of the probe; one seed
+define TUNED
+$(filter %-ml-$(1).json,$(ML)): results/finetune/%-ml-$(1).json: | results/linear_probe/%.json
+	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F) --method ml --head results/linear_probe/$$*.safetensors --lr $(1) $$(TUNE) --out $$@
 
-$(CS): results/finetune/%-cs.json:
-	$(PYTHON) finetune.py --data $(OF) --model $(*F) --method cs $(TUNE) --out $@
+$(filter %-cs-$(1).json,$(CS)): results/finetune/%-cs-$(1).json:
+	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F) --method cs --lr $(1) $$(TUNE) --out $$@
+endef
+$(foreach rate,$(if $(ML),$(RATES)),$(eval $(call TUNED,$(rate))))
 
 # a linear layer from nothing, as the curves show it that the trained encoder is compared with
 $(FROZEN): results/finetune/%-frozen.json:

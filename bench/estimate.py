@@ -62,7 +62,10 @@ def main():
     if wrong := [file for file in args.runs if len(Path(file).parts) < 3]:
         fail(f"--runs {wrong[0]}: must be SCRIPT/DATA/MODEL.json")
     todo = [Path(file) for file in args.runs if changed or not Path(file).exists()]
-    runs = [(*file.parts[-3:-1], *re.fullmatch("(.*?)(-ml|-cs|-frozen)?", file.stem).groups("")) for file in todo]
+    runs = [
+        (*file.parts[-3:-1], *re.fullmatch(r"(.*?)(-ml|-cs|-frozen)?(?:(?<=-ml|-cs)-[\d.]+e?-?\d*)?", file.stem).groups(""))
+        for file in todo
+    ]
     if not runs:
         return
 

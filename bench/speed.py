@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import at_least, atomic, json_file, load_data, load_images, load_model, progress, read_json
+from common import at_least, atomic, json_file, load_data, load_images, load_model, progress, read_json, spelled
 
 ROUNDS = 7
 
@@ -22,7 +22,11 @@ def measured(file, key, models):
     if not Path(file).is_file():
         return False
     found = read_json(file)
-    return isinstance(found, dict) and found.get("key") == key and set(found.get("images_per_second", ())) >= set(models)
+    return (
+        isinstance(found, dict)
+        and found.get("key") == key
+        and {spelled(m) for m in found.get("images_per_second", ())} >= {spelled(m) for m in models}
+    )
 
 
 def main():

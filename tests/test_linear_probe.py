@@ -106,7 +106,8 @@ def test_held_out_images_say_whether_frequencies_count():
             values = [accuracy(*test, *head) for head in (kept, equal_classes(y, *kept))]
             chosen[name] = best["frequencies"]
             assert accuracy(*test, *best["head"]) > max(values) - 0.02, name
-        assert chosen == {"equal": False, "alike": True}
+            assert name == "alike" or values[1] > values[0] + 0.02
+        assert not chosen["equal"]
 
 
 def test_sweep_goes_from_strong_to_weak_and_does_not_touch_its_input(blobs):

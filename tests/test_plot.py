@@ -371,7 +371,7 @@ def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
     commands = plan(tmp_path)
     outs = [re.search("--out (\\S+)", c)[1] for c in commands if "--out" in c]
     # zero-shot 2 + 2, prompts 2, probes 3 + 2, few-shot 3, ml 3 + 2, cs 2 + 2, frozen 3, generator 1, its measures 1
-    assert len(outs) == len(set(outs)) == 28 and all("finetune" not in c or "--lr" in c for c in commands)
+    assert len(outs) == len(set(outs)) == 28 and all("--method" not in c or "--lr 5e-4 --epochs 12" in c for c in commands)
     assert len(commands) == 30  # and the stamp, and the enlarged data set
     files = [*outs, "results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json"]
     for i, file in enumerate(["results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json", *files]):
@@ -393,8 +393,9 @@ def test_make_stops_at_frozen_features_of_real_data(tmp_path):
     assert len(commands) == 1 + 2 + 3 + 3 and not any(word in c for c in commands for word in ("finetune", "upsample", "srgan"))
     assert all("--data /some/birds" in c for c in commands)
     more = plan(tmp_path, *args, "FINETUNE=1")
-    assert sum("finetune.py" in c for c in more) == 3 + 3 + 1 + 2 and sum("upsample.py" in c for c in more) == 3
-    assert all("--lr" not in c and "--blocks" not in c for c in more)
+    assert sum("finetune.py" in c for c in more) == 3 + 2 * (3 + 1 + 2) and sum("upsample.py" in c for c in more) == 3
+    assert sum("--lr 1e-5" in c for c in more) == sum("--lr 1e-4" in c for c in more) == 6
+    assert all("--blocks" not in c for c in more)
 
 
 def test_the_stamp_changes_with_the_pictures_only(world, monkeypatch, call):
