@@ -1,6 +1,7 @@
 """What the README claims about the toy world, read from results/ (`make check`)."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_zero_shot_leaves_something_to_learn(model):
     record = result(f"zero_shot/toy/{model}.json")
     m = record["metrics"]
     assert 0.60 <= m["top1"] <= 0.85
-    assert m["top1_ci95"][0] > 2 * m["chance"] and m["top1_ci95"][0] < m["top1"] < m["top1_ci95"][1]
+    assert m["top1_ci95"][0] > 2 * max(m["chance"], m["largest_class"]) and m["top1_ci95"][0] < m["top1"] < m["top1_ci95"][1]
     assert record["data"]["counts"] == {"test": 480} and record["labels_used"] == 0
     saved = np.load(RESULTS / f"zero_shot/toy/{model}.npz")
     assert np.mean(saved["true"] == saved["predicted"]) == pytest.approx(m["top1"])
@@ -46,7 +47,7 @@ def test_one_label_is_worse_than_none_and_all_are_not_perfect(model):
     zero_shot = result(f"zero_shot/toy/{model}.json")["metrics"]["top1"]
     assert few_shot(model)["zero_shot"] == zero_shot
     assert few_shot(model)["linear"]["1"]["mean"] <= zero_shot - 0.05
-    assert zero_shot < result(f"linear_probe/toy/{model}.json")["metrics"]["test"] <= 0.95
+    assert zero_shot < result(f"linear_probe/toy/{model}.json")["metrics"]["top1"] <= 0.95
 
 
 @pytest.mark.parametrize("model", CLIPS)
@@ -74,8 +75,8 @@ def test_more_labels_help_and_the_probe_is_at_least_as_good_as_its_weakest_rival
     assert all(b >= a - 0.005 for a, b in pairwise(curve))
     record = result(f"linear_probe/toy/{model}.json")
     m = record["metrics"]
-    assert m["test"] > m["class_mean"] and m["test_ci95"][0] < m["test"] < m["test_ci95"][1]
-    assert m["near_copies"] < 0.15 and m["test_without_near_copies"] is not None and record["labels_used"] == 1440
+    assert m["top1"] > m["class_mean"] and m["top1_ci95"][0] < m["top1"] < m["top1_ci95"][1]
+    assert m["near_copies"] == 0 and record["labels_used"] == 1440  # every picture is drawn anew
 
 
 @pytest.mark.parametrize("model", CLIPS)
@@ -89,16 +90,16 @@ def test_selected_prompts_cost_nothing_and_are_no_zero_shot(model):
 @pytest.mark.parametrize("model, method", [(m, k) for m in CLIPS for k in ("ml", "cs")] + [("toy-imagenet", "ml")])
 def test_fine_tuning_beats_its_start_and_the_probe(model, method):
     """Its start: zero-shot for cs, and for ml a probe that has not seen the images that validate."""
-    record = result(f"finetune/toy/{model}-{method}.json")
+    record = result(f"finetune/toy/{model}-{method}-5e-4.json")
     m, probe = record["metrics"], result(f"linear_probe/toy/{model}.json")["metrics"]
-    assert m["gain"]["ci95"][0] > 0 and m["test"] == pytest.approx(m["before"] + m["gain"]["mean"])
+    assert m["gain"]["ci95"][0] > 0 and m["top1"] == pytest.approx(m["before"] + m["gain"]["mean"])
     assert record["labels_used"] == 1440 and record["data"]["counts"] == {"train": 1152, "val": 288, "test": 480}
     if method == "cs":
         assert m["before"] == result(f"zero_shot/toy/{model}.json")["metrics"]["top1"]
     else:
-        assert m["test"] > probe["test"] > m["before"] - 0.02
-    saved = np.load(RESULTS / f"finetune/toy/{model}-{method}.npz")
-    assert np.mean(saved["true"] == saved["predicted"]) == pytest.approx(m["test"])
+        assert m["top1"] > probe["top1"] > m["before"] - 0.02
+    saved = np.load(RESULTS / f"finetune/toy/{model}-{method}-5e-4.npz")
+    assert np.mean(saved["true"] == saved["predicted"]) == pytest.approx(m["top1"])
     rows = [row for row in record["history"] if "epoch" in row]
     assert m["val"] == max(row["val"] for row in rows) > rows[0]["val"] and len(rows) == 25
 
@@ -123,7 +124,7 @@ def srgan_gain(run):
 @pytest.mark.parametrize("model", CLIPS)
 def test_srgan_does_not_help_in_the_toy_world(model):
     """No method gains four points by it, and fine-tuning gains nothing, as the README says."""
-    runs = [f"zero_shot/{{}}/{model}.npz", f"linear_probe/{{}}/{model}.npz", *(f"finetune/{{}}/{model}-{m}.npz" for m in ("ml", "cs"))]
+    runs = [f"zero_shot/{{}}/{model}.npz", f"linear_probe/{{}}/{model}.npz", *(f"finetune/{{}}/{model}-{m}-5e-4.npz" for m in ("ml", "cs"))]
     gains = [srgan_gain(run) for run in runs]
     assert all(mean < 0.04 for mean, _ in gains) and all(mean - half < 0 for mean, half in gains[2:])
 
@@ -133,7 +134,7 @@ def test_srgan_does_not_help_in_the_toy_world(model):
 
 @pytest.fixture(scope="module")
 def study():
-    return plot.Study("toy", plot.load(RESULTS, "toy"))
+    return plot.Study("toy", plot.load(RESULTS, "toy"), plot.load_speeds(RESULTS / "toy.speed.json"))
 
 
 def curves(ax):
@@ -163,13 +164,37 @@ def test_every_figure_is_drawn_with_all_its_curves(study):
     assert [len(ax.containers) for ax in drawn["summary.png"].axes] == [18 + 10, 10]
 
 
+def numbers(text):
+    return [float(n.replace(",", "")) for n in re.findall(r"[-+]?\d[\d,]*\.?\d*", text)]
+
+
+def borderline(gap, margin=plot.MARGIN):
+    """Whether a gap "mean (low to high)" lies so near to a threshold that another processor's rounding may move it across."""
+    _, low, high = numbers(gap.replace("(", "").replace(")", "")) if gap else (0, 0, 0)
+    return abs(low + margin) < 0.02 or abs(high) < 0.02
+
+
 def test_the_readme_has_these_results(study):
-    """The same runs; accuracies within .04, because 16-bit arithmetic differs between processors; the same encoders advised."""
-    old, new = json.loads((ROOT / "pics" / "summary.json").read_text(encoding="utf-8")), plot.summarise(study)
+    """The same runs; accuracies within .04, because 16-bit arithmetic differs between processors."""
+    old, new = json.loads((ROOT / "pics" / "summary.json").read_text()), plot.summarise(study)
     for a, b in zip(old["rows"], new["rows"], strict=True):
         assert [a[key] for key in ("data", "model", "method", "upsampling", "labels", "command")] == [
             b[key] for key in ("data", "model", "method", "upsampling", "labels", "command")
         ]
         assert a["test"] == pytest.approx(b["test"], abs=0.04), a
-    assert [line.split(".**")[0] for line in old["advice"][:2]] == [line.split(".**")[0] for line in new["advice"][:2]]
-    assert old["advice"][1].startswith("**With a frozen encoder and all labels: toy-imagenet.**")
+
+
+def test_the_readme_gives_this_advice(study):
+    """Sentence by sentence: what to take, and each accuracy within .05; and each verdict, but for those on the edge."""
+    old, new = json.loads((ROOT / "pics" / "summary.json").read_text()), plot.summarise(study)
+    assert old["advice"]
+    for a, b in zip(old["advice"], new["advice"], strict=True):
+        assert re.findall(r"\*\*(.*?)\*\*", a) == re.findall(r"\*\*(.*?)\*\*", b)
+        accuracies = [[n for n in numbers(re.sub(r"[\d,.]+ (s\b|times)", "", text)) if abs(n) <= 1] for text in (a, b)]
+        if len(accuracies[0]) == len(accuracies[1]):
+            assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05), (a, b)
+    told = [{tuple(row[:2]): row for row in summary["reasons"]} for summary in (old, new)]
+    assert told[0].keys() == told[1].keys()
+    for key, row in told[0].items():
+        assert row[5] == told[1][key][5] or borderline(row[4]) or borderline(told[1][key][4]), (row, told[1][key])
+    assert new["advice"][4].startswith("**All labels, encoder as it is: take toy-imagenet**")
