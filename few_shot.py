@@ -13,6 +13,7 @@ to use it elsewhere.
 """
 
 import argparse
+import math
 import time
 
 import numpy as np
@@ -41,7 +42,8 @@ from common import (
 )
 
 L2 = 1e-4  # of `linear`: held-out accuracy at most .025 below that of the best of 1e-2 ... 1e-7, for each k from 1 to 16
-TRUST = ((0.0, L2), (0.25, L2), (1.0, L2), (1.0, 30 * L2))  # (share, l2) of `text_init`: it chooses one by its k labels
+TRUST = ((0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (1.0, 1.0))  # (share of the captions, firmness) that `text_init` chooses from
+FIRM = 1000  # times L2 is how hard captions pull that explain every label
 ALPHA, BETA = 1.0, 5.5  # of `tip`, its paper's
 ENOUGH = 500  # images to measure one number on
 STEPS = 20  # of the fits that are only compared
@@ -78,17 +80,17 @@ def span(x):
     return torch.linalg.qr(a.cpu() if a.device.type == "mps" else a).Q.to(a.device)  # mps has none, or a very slow one
 
 
-def logistic(x, y, origin, l2, start=None, steps=300):
+def logistic(x, y, origin, l2, steps=300):
     """Weights w (S, D, C) that minimise the mean cross-entropy of x @ w + l2/2 |w - origin|^2, by L-BFGS.
 
     x (S, n, D), y (n,), origin (S, D, C), l2 a number or (S, 1, 1). Each gradient lies in the span of the images, so w - origin
     does too (representer theorem). The gradient is written out, so that only a block of logits is held at a time.
     """
     basis = span(x)
-    w = (origin if start is None else start).clone()
+    whole = origin
     if basis is not None:
-        into = basis.transpose(1, 2)
-        whole, x, w, origin = origin, x @ basis, into @ w, into @ origin
+        x, origin = x @ basis, basis.transpose(1, 2) @ origin
+    w = origin.clone()
     w.grad = torch.zeros_like(w)
     images, rows = y.expand(len(x), -1)[:, :, None], max(1, BLOCK // (len(x) * w.shape[2]))
     optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
@@ -118,7 +120,7 @@ def linear(x, y, classes, l2=L2):
 
 
 def calibrate(logits, y):
-    """(scale, cross-entropy), each (S,): the factor of the logits (S, n, C) that suits the labels y (n,) best.
+    """(scale, cross-entropy), each (S, 1, 1): the factor of the logits (S, n, C) that suits the labels y (n,) best.
 
     Labels are smoothed by 1 in n + 1, as if one more image had been named at random: n right answers are no proof of an
     infinite factor. Cross-entropy is convex in the factor, so its slope is bisected, within four decades.
@@ -133,7 +135,8 @@ def calibrate(logits, y):
         slope = ((scaled.softmax(2) * logits).sum(2) - wanted).mean(1)
         low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
     scale = 10 ** ((low + high) / 2) / unit
-    return scale, ((logits * scale[:, None, None]).logsumexp(2) - scale[:, None] * wanted).mean(1)
+    loss = ((logits * scale[:, None, None]).logsumexp(2) - scale[:, None] * wanted).mean(1)
+    return scale[:, None, None], loss[:, None, None]
 
 
 def some(y):
@@ -142,57 +145,63 @@ def some(y):
 
 
 def from_captions(mean, size, z, scale):
-    """Weights (S, D + 1, C) for standardised images: scale * zero-shot, as good as; mean (S, 1, D), size and scale (S, 1, 1)."""
+    """Weights (S, D + 1, C) of standardised images that are scale * zero-shot but for the length of an image less the mean.
+
+    mean (S, 1, D) and size (S, 1, 1), that length on average, of the training images; z (C, D), scale (S, 1, 1).
+    """
     z = z.T.expand(len(mean), -1, -1)
     return torch.cat([scale * size * z, scale * mean @ z], 1)
 
 
-def trusted(x, y, z, scale):
-    """(S,) which of TRUST each draw's own labels speak for: the least cross-entropy, at its best scale, on labels held out.
+def pulled(x, y, z, scale, l2, steps=300):
+    """`linear`, except that its penalty is l2/2 |w - scale * z|^2 instead of l2/2 |w|^2."""
+    mean = x.mean(1, keepdim=True)
+    size = (x - mean).norm(dim=2).mean(1)[:, None, None]
+    w = logistic(standardise(x, mean), y, from_captions(mean, size, z, scale), l2, steps)
+    return lambda x_test: standardise(x_test, mean) @ w
 
-    With one label a class nothing can be held out, and captions are trusted most.
-    """
-    sizes = torch.bincount(y, minlength=len(z))
-    if sizes.max() == 1:
-        return torch.full((len(x),), len(TRUST) - 1)
-    # the i-th image of a class is in part i, of 2 parts, or of 4 where there are 4 images; the only one of a class is never held out
+
+def parts(y):
+    """(n,) the i-th image of a class is in part i, of 2 parts, or of 4 from four images on; -1 where it is the only one."""
+    sizes = torch.bincount(y)
     order = torch.argsort(y, stable=True)
     place = torch.empty_like(y)
     place[order] = torch.arange(len(y), device=y.device) - (sizes.cumsum(0) - sizes)[y[order]]
-    parts = 4 if sizes.max() >= 4 else 2
-    part = torch.where(sizes[y] > 1, place % parts, -1)
-    held, tried = [], [[] for _ in TRUST]
-    for p in range(parts):
-        if sum(map(len, held)) >= ENOUGH:
-            break
+    return torch.where(sizes[y] > 1, place % (4 if sizes.max() >= 4 else 2), -1)
+
+
+def held_out(x, y, z, candidates):
+    """(len(candidates), S): cross-entropy, at its best scale, of each (scale, l2) on labels held out, part by part until ENOUGH."""
+    part, labels, tried = parts(y), [], [[] for _ in candidates]
+    for p in range(part.max() + 1):
         out = torch.nonzero(part == p)[:, 0]
         out = out[some(out)]
-        seen, y_seen = x[:, part != p], y[part != p]
-        mean = seen.mean(1, keepdim=True)
-        size = (seen - mean).norm(dim=2).mean(1)[:, None, None]
-        inside, outside = standardise(seen, mean), standardise(x[:, out], mean)
-        del seen
-        for logits, (share, l2) in zip(tried, TRUST):
-            w = logistic(inside, y_seen, from_captions(mean, size, z, share * scale), l2, steps=STEPS)
-            logits.append(outside @ w)
-        held.append(y[out])
-    return torch.stack([calibrate(torch.cat(logits, 1), torch.cat(held))[1] for logits in tried]).argmin(0).cpu()
+        seen = part != p
+        for logits, (scale, l2) in zip(tried, candidates):
+            logits.append(pulled(x[:, seen], y[seen], z, scale, l2, STEPS)(x[:, out]))
+        labels.append(y[out])
+        if sum(map(len, labels)) >= ENOUGH:
+            break
+    return torch.stack([calibrate(torch.cat(logits, 1), torch.cat(labels))[1].ravel() for logits in tried])
 
 
 def text_init(x, y, z, trust=None):
-    """Softmax regression whose weights start from the captions and are pulled back to them, as far as these deserve it.
+    """Softmax regression whose weights start from the captions and are pulled back to them, as hard as these deserve it.
 
-    Mean cross-entropy + l2/2 |w - share * scale * z|^2, on the centred images and with the penalty of `linear`, which is what share 0
-    gives. `scale` is not CLIP's but the one at which zero-shot suits the labels: small where captions are bad. (share, l2) is
-    one of TRUST for each draw, or `trust`.
+    It minimises mean cross-entropy + l2/2 |w - share * scale * z|^2, of the images and with the L2 of `linear`, which is what share 0
+    gives. `scale` is not CLIP's but the one that suits the labels: small where captions are bad. Firm captions have
+    l2 = L2 * FIRM ** (the share of log C that they explain of the labels). Which of TRUST a draw takes (or `trust`, for all
+    draws), its own labels say: each class's images are held out in turn. With one label a class that is the last, the firm one.
     """
-    seen = some(y)
-    scale = calibrate(x[:, seen] @ z.T, y[seen])[0][:, None, None]
-    share, l2 = x.new_tensor([TRUST[i] for i in trusted(x, y, z, scale)] if trust is None else [trust] * len(x)).T[:, :, None, None]
-    mean = x.mean(1, keepdim=True)
-    size = (x - mean).norm(dim=2).mean(1)[:, None, None]
-    w = logistic(standardise(x, mean), y, from_captions(mean, size, z, share * scale), l2)
-    return lambda x_test: standardise(x_test, mean) @ w
+    shown = some(y)
+    scale, loss = calibrate(x[:, shown] @ z.T, y[shown])
+    firm = FIRM ** (1 - loss / math.log(len(z))).clamp(min=0)
+    candidates = [(share * scale, L2 * firm**firmness) for share, firmness in ([trust] if trust else TRUST)]
+    chosen = torch.full((len(x),), len(candidates) - 1, device=x.device)
+    if len(candidates) > 1 and torch.bincount(y).max() > 1:
+        chosen = held_out(x, y, z, candidates).argmin(0)
+    scale, l2 = (torch.stack(c)[chosen, torch.arange(len(x), device=x.device)] for c in zip(*candidates))
+    return pulled(x, y, z, scale, l2)
 
 
 def tip(x, y, z, scale, alpha=ALPHA, beta=BETA):
