@@ -1,6 +1,6 @@
 """The default sweep of few_shot.py against a loop over scikit-learn's LogisticRegression, on the same features and draws.
 
-    python bench/few_shot.py            # 1 min: the sweep 19 s, `linear` 3.9 times as fast as the loop
+    python bench/few_shot.py            # some minutes
 
 Features are drawn: 95 classes of 63 training and 20 test images, 1,280 wide, as mobilenet_v2's of Fruits-360 would be.
 """
@@ -16,20 +16,20 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from few_shot import L2, class_mean, draw, linear, text_init, tip
+from few_shot import L2, class_mean, draw, linear, right_or_wrong, text_init, tip
 
 CLASSES, TRAIN, TEST, WIDTH, SEEDS = 95, 63, 20, 1280, 5
 SHOTS = (1, 2, 4, 8, 16, 32, 64)  # 128 is the same images as 64, and few_shot.py computes it once
 
 
-def scikit_learn(x, y, x_test):
-    """One fit after the other of what `linear` fits at once."""
-    logits = []
+def scikit_learn(x, y, x_test, y_test):
+    """bool (S, N): one fit after the other of what `linear` fits at once."""
+    right = []
     for part in x:
         mean = part.mean(0)
         fit = LogisticRegression(C=1 / (L2 * len(y)), max_iter=2000).fit(F.normalize(part - mean, dim=1), y)
-        logits.append(torch.from_numpy(fit.decision_function(F.normalize(x_test - mean, dim=1))))
-    return torch.stack(logits)
+        right.append(torch.from_numpy(fit.predict(F.normalize(x_test - mean, dim=1))) == y_test)
+    return torch.stack(right)
 
 
 def main():
@@ -46,24 +46,25 @@ def main():
     (x_train, y_train), (x_test, y_test) = images(TRAIN), images(TEST)
     z = F.normalize(centres + 2 * torch.randn(CLASSES, WIDTH, generator=rng), dim=1)
     methods = {
-        "linear": lambda x, y: linear(x, y, x_test, CLASSES),
-        "scikit-learn": lambda x, y: scikit_learn(x, y, x_test),
-        "tip": lambda x, y: tip(x, y, x_test, z, 100.0),
-        "text-init": lambda x, y: text_init(x, y, x_test, z, 100.0),
-        "class-mean": lambda x, y: class_mean(x, y, x_test, CLASSES),
+        "linear": lambda x, y: linear(x, y, CLASSES),
+        "tip": lambda x, y: tip(x, y, z, 100.0),
+        "text-init": lambda x, y: text_init(x, y, z),
+        "class-mean": lambda x, y: class_mean(x, y, CLASSES),
     }
-    sums = dict.fromkeys(methods, 0.0)
+    runs = {name: lambda x, y, fit=fit: right_or_wrong(fit, x, y, x_test, y_test, CLASSES) for name, fit in methods.items()}
+    runs["scikit-learn"] = lambda x, y: scikit_learn(x, y, x_test, y_test)
+    sums = dict.fromkeys(runs, 0.0)
     for k in SHOTS:
         rows = np.unique([draw(y_train.numpy(), k, seed) for seed in range(SEEDS)], axis=0)
         x, y = x_train[torch.from_numpy(rows)], y_train[rows[0]]
 
         line = f"k {k:3}, {len(rows)} draws"
-        for name, method in methods.items():
+        for name, run in runs.items():
             start = time.perf_counter()
-            logits = method(x, y)
+            right = run(x, y)
             seconds = time.perf_counter() - start
             sums[name] += seconds
-            line += f"   {name} {seconds:6.2f} s {(logits.argmax(2) == y_test).double().mean():.4f}"
+            line += f"   {name} {seconds:6.2f} s {right.double().mean():.4f}"
         print(line, flush=True)
     ours = sum(s for name, s in sums.items() if name != "scikit-learn")
     print(f"the whole sweep: {ours:.1f} s; linear alone {sums['linear']:.1f} s, in scikit-learn {sums['scikit-learn']:.1f} s", end="")
