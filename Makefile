@@ -6,7 +6,8 @@
 # make help          these lines
 #
 # make all DATA=fruits360 CLIP="RN101 ViT-B-32" IMAGENET="resnet101"     the same on data/fruits360, or on any folder of class folders,
-#                                                     with frozen encoders; FINETUNE=1 trains them and an SRGAN too
+#                                                     with frozen encoders; FINETUNE=1 trains them and an SRGAN too;
+#                                                     GROUPS='patient(\d+)' are never cut by a split; MARGIN=.01 is a loss that does not matter
 # make all PYTHON=python                              in your own environment, where nothing is installed
 
 PYTHON ?= .venv/bin/python
@@ -14,6 +15,11 @@ DATA   ?= toy
 NAME   := $(notdir $(DATA:%/=%))
 CLIP   ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
 IMAGENET ?= $(if $(filter toy,$(NAME)),toy-imagenet,resnet101 efficientnet_b7 vit_b_32)
+
+# what no split may cut, a regular expression or a .csv file (--groups); the loss of accuracy that does not matter
+GROUPS ?=
+MARGIN ?= .02
+override COMMON := $(if $(GROUPS), --groups '$(GROUPS)')
 
 # ViT-B/32 and ViT-L/14@336px as files can be called
 override CLIP := $(subst @,-,$(subst /,-,$(CLIP)))
@@ -56,8 +62,9 @@ FROZEN    := $(ALL:%=results/finetune/%-frozen.json)
 endif
 RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(CS) $(FROZEN)
 
-# rewritten only when a picture has come, gone or changed, and then every run is out of date
+# rewritten only when a picture, the name of a class or a setting has changed, and then every run is out of date
 STAMP := results/$(NAME).fingerprint
+SETTINGS := TUNE=$(TUNE) SRGAN=$(SRGAN) GROUPS=$(GROUPS)
 # --data of a run: DATA may be a path, of which NAME is the last part
 OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 
@@ -66,50 +73,50 @@ OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
 all: | $(ENV) $(WORLD)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) $(if $(filter-out toy,$(NAME)),--runs $(RUNS))
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) --settings '$(SETTINGS)' $(if $(filter-out toy,$(NAME)),--runs $(RUNS))
 	-$(MAKE) --no-print-directory --keep-going study
 	-$(PYTHON) bench/speed.py --data $(DATA) --models $(CLIP) $(IMAGENET) --out results/$(NAME).speed.json
-	$(PYTHON) plot.py --data $(NAME) --expect $(RUNS)
+	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
 
 study: $(RUNS)
 
 $(STAMP): | $(ENV) $(WORLD)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $@
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $@ --settings '$(SETTINGS)'
 
 $(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
 $(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run))): data/$(NAME)-srgan/upsample.json
 
 $(ZERO_SHOT): results/zero_shot/%.json:
-	$(PYTHON) zero_shot.py --data $(OF) --model $(*F) --out $@
+	$(PYTHON) zero_shot.py --data $(OF) --model $(*F)$(COMMON) --out $@
 
 $(PROMPTS): results/prompts/%.json:
-	$(PYTHON) prompts.py --data $(OF) --model $(*F) --out $@
+	$(PYTHON) prompts.py --data $(OF) --model $(*F)$(COMMON) --out $@
 
 $(PROBES): results/linear_probe/%.json:
-	$(PYTHON) linear_probe.py --data $(OF) --model $(*F) --save $(@:.json=.safetensors) --out $@
+	$(PYTHON) linear_probe.py --data $(OF) --model $(*F)$(COMMON) --save $(@:.json=.safetensors) --out $@
 
 $(FEW_SHOT): results/few_shot/%.json:
-	$(PYTHON) few_shot.py --data $(OF) --model $(*F) --out $@
+	$(PYTHON) few_shot.py --data $(OF) --model $(*F)$(COMMON) --out $@
 
 # ml starts from the head of the probe; one seed
 define TUNED
 $(filter %-ml-$(1).json,$(ML)): results/finetune/%-ml-$(1).json: | results/linear_probe/%.json
-	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F) --method ml --head results/linear_probe/$$*.safetensors --lr $(1) $$(TUNE) --out $$@
+	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F)$$(COMMON) --method ml --head results/linear_probe/$$*.safetensors --lr $(1) $$(TUNE) --out $$@
 
 $(filter %-cs-$(1).json,$(CS)): results/finetune/%-cs-$(1).json:
-	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F) --method cs --lr $(1) $$(TUNE) --out $$@
+	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F)$$(COMMON) --method cs --lr $(1) $$(TUNE) --out $$@
 endef
 $(foreach rate,$(if $(ML),$(RATES)),$(eval $(call TUNED,$(rate))))
 
 # a linear layer from nothing, as the curves show it that the trained encoder is compared with
 $(FROZEN): results/finetune/%-frozen.json:
-	$(PYTHON) finetune.py --data $(OF) --model $(*F) --freeze --head random $(TUNE) --out $@
+	$(PYTHON) finetune.py --data $(OF) --model $(*F)$(COMMON) --freeze --head random $(TUNE) --out $@
 
 weights/srgan-$(NAME).safetensors:
-	$(PYTHON) upsample.py train --data $(DATA) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
+	$(PYTHON) upsample.py train --data $(DATA)$(COMMON) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
 
 results/upsample/$(NAME)/eval.json: weights/srgan-$(NAME).safetensors
-	$(PYTHON) upsample.py eval --data $(DATA) --weights $< --out $@
+	$(PYTHON) upsample.py eval --data $(DATA)$(COMMON) --weights $< --out $@
 
 # the mark of a data set that is whole
 data/$(NAME)-srgan/upsample.json: weights/srgan-$(NAME).safetensors

@@ -9,6 +9,7 @@ Bad input ends the program with one line and exit code 2 (`fail`), so functions 
 """
 
 import argparse
+import csv
 import difflib
 import hashlib
 import json
@@ -164,6 +165,7 @@ class Data:
     splits: dict
     fingerprint: str
     made: dict = field(default_factory=dict)  # of a set that upsample.py has made: its source's fingerprint, and the seconds it took
+    groups: dict | None = None  # {path: group}: what --groups says of patients, specimens, videos, days
 
     def files(self, split):
         if not self.splits.get(split):
@@ -174,6 +176,11 @@ class Data:
 def natural(name):
     """Sort key that puts 2.jpg before 10.jpg."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def as_text(name):
+    """A name of a file as text, which is the same in any locale, but then may not be a name to open it by."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def is_image(name):
@@ -192,7 +199,7 @@ class Folder:
             fail(f"{path}: cannot be read: {why(error)}")
         above = (*above, (place.st_dev, place.st_ino))
         self.path = path
-        self.name = os.fsencode(path.name).decode("utf-8", "surrogateescape")  # the same in any locale
+        self.name = as_text(path.name)
         self.images = [e for e in entries if is_image(e.name) and e.is_file()]
         self.others = [e.name for e in entries if not e.is_dir() and not (is_image(e.name) and e.is_file())]
         inner = [e for e in entries if e.is_dir() and e.name != "__MACOSX"]
@@ -272,29 +279,113 @@ def print_left_out(top, splits):
         print(f"note: {top.path}: left out: {'; '.join(parts)}")
 
 
-def blocked_split(labels, share, seed):
+def pick_run(sizes, target, least, most, rng):
+    """(start, end) of neighbours whose `sizes` (n,) add up to about `target`, at least `least` (0 or 1) and at most `most` of them.
+
+    One at random of the runs that come as near as any, give or take half a mean size: where all sizes are 1, exactly.
+    """
+    n, edges = len(sizes), np.concatenate([[0], np.cumsum(sizes)])
+    starts = np.arange(n + 1 - least)
+    ends = np.searchsorted(edges, edges[starts] + target).clip(np.minimum(starts + 1, n), n)
+    goal = edges[starts] + target
+    ends -= (ends > starts) & (goal - edges[ends - 1] <= edges[ends] - goal)  # of two as near the shorter
+    ends = ends.clip(starts + least, np.minimum(starts + most, n))
+    miss = np.abs(edges[ends] - edges[starts] - target)
+    near = np.flatnonzero(miss <= miss.min() + sizes.mean() / 2)
+    start = near[rng.integers(len(near))]
+    return starts[start], ends[start]
+
+
+def blocked_split(labels, share, seed, groups=None):
     """Boolean mask (N,) that holds out one contiguous run of about `share` of each class.
 
     Runs, because neighbouring frames of a video are near-copies: a random split would put neighbours of every held-out
     frame into training. Files must come in natural order within each class. At least one image of a class stays on
     either side where the class has two.
+
+    `groups`, N names (of patients, specimens, videos), are never cut: a run is one of whole groups in natural order, and
+    where a class has two of them one stays on either side. A group of several classes is decided by the class that has
+    the fewest groups. Where classes share groups so that not all can have one on either side, training has.
     """
     labels = np.asarray(labels)
+    names = sorted(set(groups or ()), key=lambda name: (natural(name), name))
+    index = {name: i for i, name in enumerate(names)}
+    which = np.array([index[name] for name in groups], int) if groups else np.arange(len(labels))  # (N,)
+    members = [np.unique(which[labels == c], return_counts=True) for c in np.unique(labels)]  # of each class (groups, their images)
+    held, decided = np.zeros((2, which.max(initial=-1) + 1), bool)
     rng = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), bool)
-    for c in np.unique(labels):
-        rows = np.flatnonzero(labels == c)
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        start = rng.integers(len(rows) - count + 1)
-        mask[rows[start : start + count]] = True
-    return mask
+    for mine, sizes in sorted(members, key=lambda m: len(m[0])) if groups else members:
+        free = np.flatnonzero(~decided[mine])
+        if not len(free):
+            continue
+        target = max(1, round(share * sizes.sum())) - sizes[held[mine]].sum()
+        most = len(free) - (not (decided & ~held)[mine].any())
+        least = min(most, 1 - held[mine].any())
+        start, end = pick_run(sizes[free], max(0, target), least, most, rng)
+        held[mine[free[start:end]]] = True
+        decided[mine] = True
+    if groups:  # the smallest group changes sides where a class has none on one: first what training needs, which then stays
+        for mine, sizes in members:
+            if held[mine].all():
+                held[mine[sizes.argmin()]] = False
+        for mine, sizes in members:
+            if len(mine) > 1 and not held[mine].any():
+                alone = [other[~held[other]] for other, _ in members]
+                needed = {g for kept in alone if len(kept) == 1 for g in kept.tolist()}
+                spare = [i for i in sizes.argsort(kind="stable") if mine[i] not in needed]
+                held[mine[spare[:1]]] = True
+    return held[which]
 
 
-def load_data(name, classnames=None, type=None, seed=0, union=False):
+def group_names(given, paths):
+    """{path: group} by a regular expression, its captures joined or its whole match, or by a .csv file of path,group."""
+    names = {path: as_text(path) for path in paths}
+    if given.endswith(".csv"):
+        try:
+            with open(given, encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, ValueError, csv.Error) as error:
+            fail(f"--groups {given}: cannot be read: {why(error)}")
+        if not rows or not {"path", "group"} <= {*rows[0]}:
+            fail(f"--groups {given}: a file of groups starts with the line path,group and has a line an image")
+        known = {row["path"]: row["group"] for row in rows}
+        if twice := [row["path"] for row in rows if known[row["path"]] != row["group"]]:
+            fail(f"--groups {given}: two groups of one image: {some(twice, 1)}")
+        other = {os.path.splitext(path)[0]: group for path, group in known.items() if path}  # upsample.py changes endings
+        groups = {path: known.get(name) or other.get(os.path.splitext(name)[0]) for path, name in names.items()}
+    else:
+        try:
+            pattern = re.compile(given)
+        except re.error as error:
+            fail(f"--groups {given}: neither a regular expression ({error}) nor a .csv file")
+        found = {path: pattern.search(name) for path, name in names.items()}
+        groups = {path: m and ("/".join(g for g in m.groups() if g) if pattern.groups else m[0]) for path, m in found.items()}
+    if without := [path for path, group in groups.items() if not group]:
+        fail(f"--groups {given}: gives no group to {counted(len(without), 'image')} of {len(groups):,}, such as {without[0]}")
+    return groups
+
+
+def part_groups(splits, groups):
+    """The same splits without the training images, then the val images, whose group lies in a later split too."""
+    splits, later = dict(splits), {}
+    for split in ("test", "val", "train"):
+        rows = splits.get(split, [])
+        splits |= {split: [row for row in rows if groups[row[0]] not in later]} if rows else {}
+        shared = sorted({groups[row[0]] for row in rows} & {*later}, key=natural)
+        if shared:
+            where = " or ".join(dict.fromkeys(later[group] for group in shared))
+            count = counted(len(rows) - len(splits[split]), f"{split} image")
+            print(f"note: {count} left out, because {where} has images of the same {counted(len(shared), 'group')}: {some(shared, 3)}")
+        later = {groups[row[0]]: split for row in rows} | later
+    return splits
+
+
+def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None):
     """List the images of data/NAME, or of the folder NAME.
 
     `classnames` is a JSON file {folder: words}; `type` overrides the data set's own ("" for none). A class that training
-    lacks is an error, unless `union` (zero-shot): then the classes are those of all splits together.
+    lacks is an error, unless `union` (zero-shot): then the classes are those of all splits together. `groups` (as in
+    group_names) of images never lie on both sides of a split.
     """
     if name == "toy" and not Path("data/toy").is_dir():
         make_toy()
@@ -324,19 +415,27 @@ def load_data(name, classnames=None, type=None, seed=0, union=False):
         splits[split] = [(*row, label) for label, rows in enumerate(files.values()) for row in rows]
         if missing := [c for c, rows in files.items() if not rows]:
             print(f"note: {folders[split].path} has no images of {counted(len(missing), 'class')}: {some(missing)}")
-    fingerprint = digest(splits)
+    fingerprint, named = digest(splits), None
+    if groups:
+        named = group_names(groups, [row[0] for rows in splits.values() for row in rows])
+        names = sorted(set(named.values()), key=natural)
+        print(f"{name}: {counted(len(names), 'group')} of {counted(len(named), 'image')}: {some(names, 3)}")
+        splits = part_groups(splits, named)
     if "test" not in splits:
         rows = splits.pop("all", None) or splits.pop("train")
-        mask = blocked_split([row[3] for row in rows], HOLDOUT, seed)
+        mask = blocked_split([row[3] for row in rows], HOLDOUT, seed, named and [named[row[0]] for row in rows])
+        if named and not mask.any():
+            fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test folder")
         splits["train"] = [row for row, held in zip(rows, mask) if not held]
         splits["test"] = [row for row, held in zip(rows, mask) if held]
-        print(f"note: no test folder: a run of neighbouring files of each class is the test split, {mask.sum()} images, seed {seed}")
+        what = "groups" if named else "files"
+        print(f"note: no test folder: a run of neighbouring {what} of each class is the test split, {mask.sum()} images, seed {seed}")
     if type is None:
         type = TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
     made, mark = {}, root / "upsample.json"
     if mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
         made = {"source": record["about"].get("files"), "seconds": record.get("seconds")}
-    return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint, made)
+    return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint, made, named)
 
 
 def class_words(root, classes, classnames=None):
@@ -424,6 +523,7 @@ class Images:
     skipped: list  # (path, reason)
     name: str
     key: str  # what the pixels depend on, and nothing else
+    groups: list | None = None  # of the rows, names, where there are groups
 
     def batches(self, size, start=0, stop=None):
         """uint8 tensors (B, 3, S, S) in channels_last memory, in order; of all images or of those from start to stop."""
@@ -433,7 +533,9 @@ class Images:
     def take(self, chosen):
         """Some of the images: those where a boolean mask (N,) is true, or of these positions."""
         chosen = np.arange(len(self.rows))[chosen]
-        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=[self.paths[i] for i in chosen])
+        groups = self.groups and [self.groups[i] for i in chosen]
+        paths = [self.paths[i] for i in chosen]
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=paths, groups=groups)
 
 
 def image_sizes(data, files):
@@ -511,7 +613,8 @@ def load_images(data, split, size):
         fail(f"--data {data.root}: no image of the {split} split can be decoded")
     labels = torch.tensor([files[i][3] for i in rows])
     paths = [files[i][0] for i in rows]
-    return Images(np.load(path, "r"), np.load(small, "r"), rows, labels, paths, skipped, f"{data.name}-{split}", key)
+    groups = data.groups and [data.groups[name] for name in paths]
+    return Images(np.load(path, "r"), np.load(small, "r"), rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
 
 
 def load_splits(data, size):
@@ -520,12 +623,12 @@ def load_splits(data, size):
 
 
 def hold_out(images, seed):
-    """The same splits; where there is no val, it is a run of neighbouring files of each class, taken out of train."""
+    """The same splits; where there is no val, it is a run of neighbouring files or groups of each class, taken out of train."""
     if "val" in images:
         return images
     images = dict(images)
     train = images.pop("train")
-    held = blocked_split(train.labels, HOLDOUT, seed)
+    held = blocked_split(train.labels, HOLDOUT, seed, train.groups)
     return {"train": train.take(~held), "val": train.take(held), **images}
 
 
@@ -1488,6 +1591,11 @@ FLAGS = {
     ),
     "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
     "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
+    "groups": dict(
+        metavar="REGEX",
+        help="what no split may cut, as patients, specimens, videos: searched in each path below the data folder, the captured part "
+        "or the whole match names the group; or a .csv file of path,group (none)",
+    ),
     "seed": dict(type=at_least(0), default=0, help="(%(default)s)"),
     "device": dict(default="auto", help="cuda, mps or cpu (%(default)s: the first there is)"),
     "precision": dict(

@@ -250,14 +250,14 @@ def print_table(table, labels, draws, everything):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames seed device precision batch out")
+    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
     shots = [1, 2, 4, 8, 16, 32, 64, 128]
     parser.add_argument("--shots", nargs="+", type=at_least(1), default=shots, metavar="K", help="labels a class (%(default)s)")
     parser.add_argument("--seeds", type=at_least(1), default=5, metavar="N", help="draws of the labels, from --seed on (%(default)s)")
     args = parser.parse_args()
     started = time.time()
 
-    data = load_data(args.data, args.classnames, args.type, args.seed)
+    data = load_data(args.data, args.classnames, args.type, args.seed, groups=args.groups)
     given, (args.prompts, chosen_with) = args.prompts, read_templates(args.prompts, data.type)
     args.type, args.model, args.shots = data.type, args.model or default_model(args.data), sorted(set(args.shots))
     model = load_model(args.model, args.device, args.weights, args.precision, args.act)

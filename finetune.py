@@ -241,7 +241,7 @@ def train_bare(net, groups, x, y, steps, autocast):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames seed device precision out")
+    add_flags(parser, "data model weights act prompts type classnames groups seed device precision out")
     parser.add_argument("--method", choices=("ml", "cs"), default="ml", help="linear layer, or captions (%(default)s)")
     parser.add_argument("--head", help="ml starts from: text, random, or a FILE of linear_probe.py --save (text for CLIP, else random)")
     parser.add_argument("--freeze", action="store_true", help="train the head alone, of an encoder as it is")
@@ -304,7 +304,7 @@ def main():
         return print_ranking(args.predict, json.loads(about["classes"]), logits.softmax(1), most=5)
 
     # what can be mistyped first, what may be downloaded afterwards
-    data = load_data(args.data, args.classnames, args.type, args.seed)
+    data = load_data(args.data, args.classnames, args.type, args.seed, groups=args.groups)
     given, (args.prompts, chosen_with) = args.prompts, read_templates(args.prompts, data.type)
     args.type, args.model = data.type, args.model or about.get("model") or default_model(args.data)
     if about and model_name(args.model) != about["model"]:

@@ -140,7 +140,7 @@ def write_copies(pairs, test, train, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames seed device precision batch out")
+    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
     parser.add_argument("--features", choices=("penultimate", "projected"), default="penultimate", help="of CLIP (%(default)s)")
     parser.add_argument("--save", metavar="FILE.safetensors", help="keep the head here, with its class names (not kept)")
     args = parser.parse_args()
@@ -148,7 +148,7 @@ def main():
     if args.save and not args.save.endswith(".safetensors"):
         parser.error(f"--save {args.save}: must end in .safetensors")
 
-    data = load_data(args.data, args.classnames, args.type, args.seed)
+    data = load_data(args.data, args.classnames, args.type, args.seed, groups=args.groups)
     given, (args.prompts, _) = args.prompts, read_templates(args.prompts, data.type)
     args.type, args.model = data.type, args.model or default_model(args.data)
     model = load_model(args.model, args.device, args.weights, args.precision, args.act, args.features)
@@ -166,11 +166,12 @@ def main():
     if "val" in images:
         runs = [(x["train"], y["train"], x["val"], y["val"])]
     else:
-        masks = [blocked_split(images["train"].labels, HOLDOUT, args.seed)]
+        train = images["train"]
+        masks = [blocked_split(train.labels, HOLDOUT, args.seed, train.groups)]
         if not masks[0].any():
             fail(f"--data {args.data}: one training image a class, none can be held out to choose by; few_shot.py needs none")
         for i in range(1, min(MOST, ENOUGH // masks[0].sum())):
-            masks.append(blocked_split(images["train"].labels, HOLDOUT, args.seed + i))
+            masks.append(blocked_split(train.labels, HOLDOUT, args.seed + i, train.groups))
         masks = [torch.from_numpy(held).to(model.device) for held in masks]
         runs = [(x["train"][~held], y["train"][~held], x["train"][held], y["train"][held]) for held in masks]
     scaled = [((a - mean) / scale, b, (c - mean) / scale, d) for a, b, c, d in runs]

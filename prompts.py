@@ -108,12 +108,12 @@ def select(x, y, z):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act type classnames seed device precision batch out")
+    add_flags(parser, "data model weights act type classnames groups seed device precision batch out")
     parser.add_argument("--templates", metavar="FILE", help="choose among those of a .json or text file (a pool of our own)")
     args = parser.parse_args()
     started = time.time()
 
-    data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
+    data = load_data(args.data, args.classnames, args.type, args.seed, union=True, groups=args.groups)
     args.type, args.model = data.type, args.model or default_model(args.data)
     pool, chosen_with = [form for t in POOL for form in ((t, with_type(t)) if data.type else (t,))], 0
     if args.templates:

@@ -290,7 +290,7 @@ def as_model(net, name, size, device, dtype, sha256=""):
 
 
 def train(args, device, dtype, started):
-    data = load_data(args.data, seed=args.seed, union=True)
+    data = load_data(args.data, seed=args.seed, union=True, groups=args.groups)
     sizes = image_sizes(data, data.files("train"))
     side = native_size(sizes) or short_side(sizes)
     images = hold_out({s: load_images(data, s, side) for s in ("train", "val") if data.splits.get(s)}, args.seed)
@@ -545,7 +545,7 @@ def main():
     training = tasks.add_parser("train", help="train a generator on crops of the training images")
     applying = tasks.add_parser("apply", help="write an enlarged copy of a data set")
     evaluating = tasks.add_parser("eval", help="reduce the test images, restore them and compare")
-    add_flags(training, "data seed device precision out")
+    add_flags(training, "data groups seed device precision out")
     training.add_argument("--save", required=True, metavar="FILE.safetensors", help="keep both generators here")
     training.add_argument("--content", choices=("pixel", "vgg"), default="pixel", help="what the adversarial stage keeps (%(default)s)")
     training.add_argument("--blocks", type=at_least(1), default=16, help="residual blocks (%(default)s)")
@@ -558,7 +558,7 @@ def main():
     training.add_argument("--lr", type=float, default=1e-3, help="learning rate at its peak, a tenth when adversarial (%(default)s)")
     training.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left checkpoints")
     add_flags(applying, "data device precision")
-    add_flags(evaluating, "data seed device precision out")
+    add_flags(evaluating, "data groups seed device precision out")
     for task in (applying, evaluating):
         task.add_argument("--weights", required=True, metavar="FILE", help="what train --save wrote, or a file of --dialect")
         task.add_argument("--dialect", choices=("pytorch-gan",), help="FILE holds a generator of PyTorch-GAN (our own kind)")
@@ -592,7 +592,7 @@ def main():
     if args.dialect:
         low, high = (255 * (np.array(IMAGENET[0]) + sign * np.array(IMAGENET[1])) for sign in (-1, 1))
         print(f"note: after tanh and de-normalising no value is below {low.min():.0f} or above {high.max():.0f} of 255: white turns grey")
-    data = load_data(args.data, seed=getattr(args, "seed", 0), union=True)
+    data = load_data(args.data, seed=getattr(args, "seed", 0), union=True, groups=getattr(args, "groups", None))
     try:
         {"apply": apply, "eval": evaluate}[args.task](args, models, data, started)
     except OSError as error:

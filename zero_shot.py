@@ -65,7 +65,7 @@ def draw_grid(file, pixels, predicted, true):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames seed device precision batch out")
+    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
     parser.add_argument("--grid", metavar="FILE", help="draw 16 random images of the split as PNG (none)")
     parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures instead of --data")
@@ -86,7 +86,7 @@ def main():
         return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
 
     # what can be mistyped first, what may be downloaded afterwards
-    data = load_data(args.data, args.classnames, args.type, args.seed, union=True)
+    data = load_data(args.data, args.classnames, args.type, args.seed, union=True, groups=args.groups)
     args.type, (args.prompts, labels_used) = data.type, read_templates(args.prompts, data.type)
     args.model = args.model or default_model(args.data)
     model = load_model(args.model, args.device, args.weights, args.precision, args.act)

@@ -7,16 +7,18 @@ Each model encodes a few batches of noise. The rest is arithmetic, rough, and ro
 """
 
 import argparse
+import json
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
-from common import atomic, counted, fail, load_data, load_model, pick_device, speed
+from common import atomic, counted, digest, fail, load_data, load_model, pick_device, speed
 
 START, FIT = 6, 30  # seconds: to start a script; to fit a probe or few-shot methods on a few thousand features
 STEP = 3  # forward passes that a training step costs
@@ -44,21 +46,37 @@ def generator_step(device):
     return BATCH * min(times)
 
 
+def restamp(stamp, data, settings):
+    """Rewrite the stamp where anything has changed that every result depends on, and say what; whether there was another."""
+    now = {"pictures": data.fingerprint, "names of classes": digest([data.words, data.type]), "settings": settings}
+    files = sorted(Path("weights").glob("*.pt"))  # of the toys; plot.py refuses results of different weights
+    now["weights"] = digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if data.name == "toy" else [])
+    before = {}
+    if stamp.is_file():
+        with suppress(ValueError):  # of an older form
+            before = json.loads(stamp.read_text(encoding="utf-8"))
+    if before == now:
+        return False
+    if stamp.is_file():
+        what = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+        print(f"{data.name}: {', '.join(what)} changed, every result is made anew")
+    there = stamp.is_file()
+    with atomic(stamp) as temporary:
+        temporary.write_text(json.dumps(now), encoding="utf-8")
+    return there
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--runs", nargs="*", default=[], metavar="FILE", help="results that make will make where they are missing")
-    parser.add_argument("--stamp", metavar="FILE", help="keep the fingerprint of the data here")
+    parser.add_argument("--stamp", metavar="FILE", help="keep here what every result depends on: pictures, words, settings, weights")
+    parser.add_argument("--settings", default="", metavar="TEXT", help="those of the Makefile")
     args = parser.parse_args()
 
     data, changed = load_data(args.data, union=True), False
     if args.stamp:
-        stamp = Path(args.stamp)
-        if not stamp.is_file() or stamp.read_text() != data.fingerprint:
-            if changed := stamp.is_file():
-                print(f"{data.name}: its pictures have changed, every result is made anew")
-            with atomic(stamp) as temporary:
-                temporary.write_text(data.fingerprint)
+        changed = restamp(Path(args.stamp), data, args.settings)
     if wrong := [file for file in args.runs if len(Path(file).parts) < 3]:
         fail(f"--runs {wrong[0]}: must be SCRIPT/DATA/MODEL.json")
     todo = [Path(file) for file in args.runs if changed or not Path(file).exists()]

@@ -12,7 +12,7 @@ import torch
 from conftest import run
 from PIL import Image
 
-from common import blocked_split, load_data, load_images, natural, read_image, to_json, to_rgb
+from common import blocked_split, hold_out, load_data, load_images, natural, read_image, to_json, to_rgb
 
 
 def picture(path, size=(40, 40), colour=(200, 30, 30), **save):
@@ -72,6 +72,137 @@ def test_blocked_split_is_contiguous_stratified_seeded():
         assert not count or held[-1] - held[0] == count - 1  # one run
     assert (mask == blocked_split(labels, 0.2, seed=1)).all()
     assert len({tuple(blocked_split(labels, 0.2, seed=s)) for s in range(8)}) > 1
+
+
+def plain_runs(labels, share, seed):
+    """One run of files a class, written down without groups."""
+    rng, mask = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        start = rng.integers(len(rows) - count + 1)
+        mask[rows[start : start + count]] = True
+    return mask
+
+
+def test_without_groups_runs_are_of_files():
+    rng = np.random.default_rng(0)
+    for seed in range(300):
+        labels = rng.integers(0, rng.integers(1, 9), rng.integers(1, 60))
+        share = rng.choice([0.05, 0.2, 0.5, 0.9])
+        expected = plain_runs(labels, share, seed)
+        assert (blocked_split(labels, share, seed) == expected).all()
+        one = np.zeros(len(labels), int)  # a group an image is the same; of several classes the order of the draws is another
+        assert (blocked_split(one, share, seed, [f"g{i}" for i in range(len(one))]) == plain_runs(one, share, seed)).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_groups_are_never_cut(shared):
+    """Groups of uneven sizes within classes, or of several classes: whole, in runs, on either side where that can be, about a fifth."""
+    rng, shares, lacking = np.random.default_rng(0), [], 0
+    for seed in range(200):
+        classes = rng.integers(2, 7)
+        rows = [(c, f"{c}g{g}") for c in range(classes) for g in range(rng.integers(1, 12)) for _ in range(rng.integers(1, 20))]
+        if shared:
+            rows += [(c, f"s{g}") for g in range(4) for c in rng.permutation(classes)[:2] for _ in range(9)]
+        labels, groups = zip(*sorted(rows))
+        labels, groups = np.array(labels), np.array(groups)
+        mask = blocked_split(labels, 0.2, seed, groups.tolist())
+        assert not {*groups[mask]} & {*groups[~mask]}
+        for c in range(classes):
+            mine = sorted({*groups[labels == c]}, key=natural)
+            assert not mask[labels == c].all()
+            lacking += len(mine) > 1 and not mask[labels == c].any()
+            if not shared:
+                held = [i for i, g in enumerate(mine) if mask[groups == g].all()]
+                assert not held or held[-1] - held[0] == len(held) - 1
+        shares.append(mask.mean())
+        assert (mask == blocked_split(labels, 0.2, seed, groups.tolist())).all()
+    assert lacking == 0 and 0.18 < np.mean(shares) < 0.23 and np.std(shares) < 0.06
+
+
+def test_a_held_out_group_of_two_classes_leaves_both_a_group():
+    """Only b's single group could be held out for a, but then nothing would be left to learn b from."""
+    labels, groups = [0, 0, 1], ["p1", "p2", "p2"]
+    for seed in range(10):
+        assert blocked_split(labels, 0.2, seed, groups).tolist() == [True, False, False]
+
+
+def specimens(root, splits):
+    """Four specimens, s1 to s4, of five frames each for a and b, in the split that `splits` names in this order."""
+    for split, which in splits.items():
+        folder_of(root, {split: {c: [f"s{s}_{i}.jpg" for s in which for i in range(5)] for c in "ab"}})
+    return root
+
+
+def test_groups_are_held_out_whole(tmp_path, capsys, monkeypatch):
+    specimens(tmp_path / "d", {"": (1, 2, 10, 3)})
+    data = load_data(str(tmp_path / "d"), groups=r"/(s\d+)_")
+    assert "4 groups of 40 images: s1, s2, s3" in capsys.readouterr().out
+    sides = [{data.groups[path] for path in paths(data, split)} for split in ("train", "test")]
+    assert not sides[0] & sides[1] and len(sides[1]) == 1 and len(data.splits["test"]) == 10  # both of its classes
+    monkeypatch.chdir(tmp_path)
+    images = load_images(data, "train", 64)
+    assert images.groups == [data.groups[path] for path in images.paths]
+    assert images.take(images.labels.numpy() == 1).groups == images.groups[15:]
+    held = hold_out({"train": images}, 0)
+    assert not {*held["train"].groups} & {*held["val"].groups} and len(held["val"].rows) == 10
+    assert load_images(load_data("d"), "train", 64).groups is None
+    # all captures together name a group
+    assert set(load_data(str(tmp_path / "d"), groups=r"(\w)/(s\d+)_").groups.values()) == {f"{c}/s{s}" for c in "ab" for s in (1, 2, 3, 10)}
+
+
+def test_training_images_of_a_group_that_is_tested_are_left_out(tmp_path, capsys):
+    specimens(tmp_path, {"train": (1, 2, 3), "val": (3, 4, 5), "test": (2, 5, 6)})
+    for i in range(5):  # of a tested specimen, by another name
+        picture(tmp_path / "val" / "a" / f"s6_{i}b.jpg")
+    data = load_data(str(tmp_path), groups=r"s\d+")
+    assert {split: sorted({data.groups[p] for p in paths(data, split)}) for split in data.splits} == {
+        "train": ["s1"],
+        "val": ["s3", "s4"],
+        "test": ["s2", "s5", "s6"],
+    }
+    out = capsys.readouterr().out
+    assert "15 val images left out, because test has images of the same 2 groups: s5, s6" in out
+    assert "20 train images left out, because test or val has images of the same 2 groups: s2, s3" in out
+    assert len(load_data(str(tmp_path)).splits["train"]) == 30
+
+
+def test_groups_from_a_csv_file(tmp_path, capsys):
+    specimens(tmp_path / "d", {"": (1, 2)})
+    rows = [f"{c}/s{s}_{i}.{'png' if c == 'b' else 'jpg'},day {s + (c == 'b')}" for c in "ab" for s in (1, 2) for i in range(5)]
+    (tmp_path / "g.csv").write_text("\n".join(["path,group", *rows]), encoding="utf-8-sig")  # as spreadsheets do
+    data = load_data(str(tmp_path / "d"), groups=str(tmp_path / "g.csv"))
+    assert data.groups["a/s1_0.jpg"] == "day 1" and data.groups["b/s1_4.jpg"] == "day 2" and data.groups["b/s2_4.jpg"] == "day 3"
+    assert not {data.groups[p] for p in paths(data)} & {data.groups[p] for p in paths(data, "test")}
+
+
+@pytest.mark.parametrize(
+    "groups, word",
+    [
+        ("s(1", "neither a regular expression"),
+        ("s1_", "no group to 10 images of 20, such as a/s2_0.jpg"),
+        ("x?", "no group"),
+        ("none.csv", "cannot be read"),
+        ("head.csv", "path,group"),
+        ("few.csv", "no group to 19 images of 20, such as a/s1_1.jpg"),
+        ("twice.csv", "two groups of one image: a/s1_0.jpg"),
+        ("[ab]/", "one group a class"),
+    ],
+)
+def test_bad_groups_are_one_line(groups, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    specimens(tmp_path / "d", {"": (1, 2)})
+    for name, text in (
+        ("head", "a,b\n1,2\n"),
+        ("few", "path,group\na/s1_0.jpg,x\n"),
+        ("twice", "path,group\na/s1_0.jpg,x\na/s1_0.jpg,y\n"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        load_data("d", groups=groups)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and word in error and error.count("\n") == 1
 
 
 def test_no_test_folder_holds_out_runs_in_natural_order(tmp_path, capsys):

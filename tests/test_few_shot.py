@@ -322,4 +322,4 @@ def test_captions_chosen_with_labels_are_not_called_zero_shot(world, call):
     assert "best.json: chosen with 32 labelled images of tiny" in out and "its labels are in tip and text-init too" in out
     code, _, err = call(few_shot.main, "--data", "tiny", "--model", "toy-imagenet", "--prompts", "a {}.")
     assert code == 2 and "--prompts" in err and err.count("\n") == 1
-    assert record["metrics"]["chosen_prompts"] == json.loads((world / "best.json").read_text())["metrics"]["top1"]["ensemble"]
+    assert record["metrics"]["chosen_prompts"] == json.loads((world / "best.json").read_text())["metrics"]["test"]["ensemble"]
