@@ -722,23 +722,21 @@ def clusters(images, device="cpu", block=BLOCK):
     For intervals that draw clusters anew instead of images that are not independent. Where `images.groups` names a group
     for an image, that and its class are the cluster. Numbers are positions of a member.
     """
-    ids = np.arange(len(images.rows))
-    labels = images.labels.numpy()
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        part, group = images.take(members), np.arange(len(members))
-        for first, x in thumbnail_blocks(part, device, block):
-            mark = marks(x)
-            for start, y in thumbnail_blocks(part, device, block):
-                if start < first:  # these pairs have been seen
-                    continue
-                linked = (similarity(mark, marks(y))[0] > COPY).cpu().numpy()
+    ids, labels = np.arange(len(images.rows)), images.labels.numpy()
+    even, odd = (torch.cat(part) for part in zip(*(marks(x) for _, x in thumbnail_blocks(images, device, block))))
+    for members in np.split(np.argsort(labels, kind="stable"), np.flatnonzero(np.diff(np.sort(labels))) + 1):
+        group = np.arange(len(members))
+        mine = torch.from_numpy(members).to(even.device)
+        for first in range(0, len(members) if len(members) > 1 else 0, block):
+            for start in range(first, len(members), block):  # pairs before these have been seen
+                pair = [(even[rows], odd[rows]) for rows in (mine[first : first + block], mine[start : start + block])]
+                linked = (similarity(*pair)[0] > COPY).cpu().numpy()
                 for i in np.flatnonzero(linked.any(1)):
                     joined = np.unique(group[[first + i, *(start + np.flatnonzero(linked[i]))]])
                     if len(joined) > 1:
                         group[np.isin(group, joined)] = joined[0]
         ids[members] = members[group]
-    names = getattr(images, "groups", None) or [None] * len(ids)
+    names = images.groups or [None] * len(ids)
     seen = {}
     for i, name in enumerate(names):
         if name is not None:
