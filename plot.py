@@ -666,7 +666,7 @@ BUDGETS = {
 
 def advise(study, margin=MARGIN):
     """(sentences, rows of reasons): which encoder at each number of labels, how many labels, and what fine-tuning and SRGAN add."""
-    said, reasons, chosen = [], [], {}
+    said, reasons = [], []
     tested = next((run for run in study.runs if run.model), None)
     total, digits = (len(tested.arrays["true"]), digits_of(tested)) if tested else (0, 2)
     for budget, title in BUDGETS.items():
@@ -674,7 +674,6 @@ def advise(study, margin=MARGIN):
             continue
         verdicts = judge(rivals, margin)
         pick = recommended(verdicts, study.speeds)
-        chosen[budget] = pick and pick.entry
         said.append(sentence(title, verdicts, pick, study.speeds, margin, digits, total))
         for v in verdicts:
             speed = study.speeds.get(v.entry.model)
@@ -682,7 +681,7 @@ def advise(study, margin=MARGIN):
             word = {"perhaps": "cannot be told", "guessing": "no better than guessing"}.get(v.word, v.word)
             test = figure_of(v.entry.accuracy(), digits)
             reasons.append([title, v.entry.model, v.entry.method, test, gap, word + ("; take it" if v is pick else ""), speed])
-    said += [*say_labels(study, chosen, margin, digits), *say_tuning(study, margin, digits), *say_upsampling(study, digits)]
+    said += [*say_labels(study, margin, digits), *say_tuning(study, margin, digits), *say_upsampling(study, digits)]
     return [*said, *say_warnings(study, total)], reasons
 
 
@@ -709,24 +708,20 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     return text
 
 
-def say_labels(study, chosen, margin, digits):
+def say_labels(study, margin, digits):
     """How few labels are as good as all, for each encoder that has results of few_shot.py."""
     parts = []
     for few in study.find("few_shot"):
-        rows = enough(few, margin) if len(few.shots(everything=True)) > len(few.shots()) else []
+        rows = enough(few, margin) if len(few.shots(everything=True)) > len(few.shots()) > 0 else []
         held = [k for k, _, word in rows if word == "enough"]
-        failed = next(((k, gap, word) for k, gap, word in rows if word not in ("enough", "")), None)
-        if not rows:
-            continue
-        text = f"{few.model} ({few.few}): " + (f"{counted(int(held[-1]), 'label')} a class" if held else "all")
-        if failed:
-            k, gap, word = failed
-            told = "lose" if word == "too few" else f"cannot be told with {len(few.arrays['true']):,} test images:"
-            text += f" ({k} {told} {figure_of(gap, digits, '+')})"
-        parts.append(text)
-    if not parts:
-        return []
-    return [f"**Labels that are as good as all** (within {margin:g}, with the same method): {'; '.join(parts)}."]
+        text = f"{few.model}: " + (f"{held[-1]} are as good as all" if held else "all") if rows else ""
+        for k, gap, word in rows:
+            if word == "too few":
+                text += f", {k} lose accuracy, {figure_of(gap, digits, '+')}"
+            elif word == "cannot be told":
+                text += f", {k} may be enough, {figure_of(gap, digits, '+')}, but {len(few.arrays['true']):,} test images cannot tell"
+        parts += [text] if text else []
+    return [f"**Labels a class** (as good as all means a loss below {margin:g}): {'; '.join(parts)}."] if parts else []
 
 
 def say_tuning(study, margin, digits):
@@ -741,10 +736,8 @@ def say_tuning(study, margin, digits):
         tried = [r for variant in ("ml", "cs") for r in study.find("finetune", run.model, variant)]
         spent = probe + sum(r.record["seconds"] for r in tried)
         word = "worth it" if gain[1] > 0 else "not worth it" if gain[2] < margin else "cannot be told"
-        parts.append(f"{run.model} {word}, {figure_of(gain, digits, '+')}, {spent:,.0f} s instead of {probe:,.0f} s")
-    return [
-        f"**Fine-tuning instead of the encoder as it is** (seconds with the probe and all that validation chose among): {'; '.join(parts)}."
-    ]
+        parts.append(f"{run.model}: {word}, {figure_of(gain, digits, '+')}, {spent:,.0f} s instead of {probe:,.0f} s")
+    return [f"**Fine-tuning, against the encoder as it is** (seconds of all that was tried): {'; '.join(parts)}."]
 
 
 def say_upsampling(study, digits):

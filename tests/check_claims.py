@@ -185,16 +185,20 @@ def test_the_readme_has_these_results(study):
 
 
 def test_the_readme_gives_this_advice(study):
-    """Sentence by sentence: what to take, and each accuracy within .05; and each verdict, but for those on the edge."""
-    old, new = json.loads((ROOT / "pics" / "summary.json").read_text()), plot.summarise(study)
-    assert old["advice"]
+    """Sentence by sentence: each accuracy within .05; each verdict, but for those on the edge; and no encoder that is worse here."""
+    old, new = json.loads((ROOT / "pics" / "summary.json").read_text(encoding="utf-8")), plot.summarise(study)
+    told = [{tuple(row[:2]): row for row in summary["reasons"]} for summary in (old, new)]
+    assert old["advice"] and told[0].keys() == told[1].keys()
     for a, b in zip(old["advice"], new["advice"], strict=True):
-        assert re.findall(r"\*\*(.*?)\*\*", a) == re.findall(r"\*\*(.*?)\*\*", b)
+        heads = [re.findall(r"\*\*(.*?)\*\*", text) for text in (a, b)]
+        if heads[0] != heads[1]:  # two encoders that cannot be told apart may change places
+            title, take = heads[0][0].split(": take ")
+            assert heads[1][0].startswith(f"{title}: take ") and told[1][title, take][5].split(";")[0] in ("as good", "cannot be told")
+            continue
         accuracies = [[n for n in numbers(re.sub(r"[\d,.]+ (s\b|times)", "", text)) if abs(n) <= 1] for text in (a, b)]
         if len(accuracies[0]) == len(accuracies[1]):
             assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05), (a, b)
-    told = [{tuple(row[:2]): row for row in summary["reasons"]} for summary in (old, new)]
-    assert told[0].keys() == told[1].keys()
     for key, row in told[0].items():
-        assert row[5] == told[1][key][5] or borderline(row[4]) or borderline(told[1][key][4]), (row, told[1][key])
+        words = [summary[key][5].split(";")[0] for summary in told]
+        assert words[0] == words[1] or "best" in words or borderline(row[4]) or borderline(told[1][key][4]), (row, told[1][key])
     assert new["advice"][4].startswith("**All labels, encoder as it is: take toy-imagenet**")
