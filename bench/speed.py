@@ -56,7 +56,9 @@ def main():
             rates.append(len(x) / (time.perf_counter() - began))
     speeds = {model.name: max(rates) for model, _, rates in running.values()}
     with atomic(args.out) as temporary:
-        temporary.write_text(json.dumps({"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS}, indent=1) + "\n", encoding="utf-8"
+        )
     print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
 
 
