@@ -1521,14 +1521,22 @@ def evaluate(logits, labels, classes, clusters=None, pairs=10):
     }
 
 
+def few_tested(labels, classes):
+    """Names of the classes that have one or two images among labels (N,): what they add to a mean per class is nearly chance."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return [c for c, n in zip(classes, counts) if n in (1, 2)]
+
+
 def print_setup(data, model, images):
-    """Two lines: which images, and which network. `images` as in write_result."""
+    """Which images, and which network, in a line each, and what to beware of. `images` as in write_result."""
     counts = ", ".join(f"{len(i.rows):,} {split}" for split, i in images.items())
     skipped = sum(len(i.skipped) for i in images.values())
     more = f", {counted(skipped, 'image')} skipped" if skipped else ""
     print(f"{data.name}: {counts} images, {counted(len(data.classes), 'class')}{more}")
     print(f"{model.name}: {model.size} px, {model.features} features, {model.width} wide, weights {model.sha256[:8]}", end=", ")
     print(model.device, str(model.dtype).removeprefix("torch."))
+    if "test" in images and (few := few_tested(images["test"].labels, data.classes)):
+        print(f"note: {counted(len(few), 'class')} judged on one or two test images: {some(few)}")
     if model.labels_used:
         used = counted(model.labels_used, "labelled image")
         print(f"note: weights of finetune.py, trained with {used}: on such images no number is zero-shot")

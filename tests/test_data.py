@@ -12,7 +12,7 @@ import torch
 from conftest import run
 from PIL import Image
 
-from common import blocked_split, hold_out, load_data, load_images, natural, read_image, to_json, to_rgb
+from common import blocked_split, few_tested, hold_out, load_data, load_images, natural, read_image, to_json, to_rgb
 
 
 def picture(path, size=(40, 40), colour=(200, 30, 30), **save):
@@ -521,3 +521,17 @@ def test_real_folders(real, tmp_path, monkeypatch):
         assert (len(data.classes), len(data.splits["train"]), len(data.splits["test"])) == (classes, train, test)
     images = load_images(load_data(str(real / "simpsons")), "test", 64)
     assert not images.skipped and len(images.rows) == 100
+
+
+def test_classes_of_one_or_two_test_images_are_named(world, call):
+    assert few_tested(torch.tensor([0, 1, 1, 2, 2, 2, 4]), ["a", "b", "c", "none", "d"]) == ["a", "b", "d"]
+    import zero_shot
+
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    assert "judged on" not in call(zero_shot.main, "--data", "./own", "--model", "toy-RN")[1]
+    first, second = sorted((world / "own" / "Test").iterdir())[:2]
+    for folder, keep in ((first, 1), (second, 2)):
+        for file in sorted(folder.iterdir())[keep:]:
+            file.unlink()
+    out = call(zero_shot.main, "--data", "./own", "--model", "toy-RN")[1]
+    assert f"note: 2 classes judged on one or two test images: {first.name}, {second.name}\n" in out
