@@ -30,6 +30,7 @@ from common import (
     counted,
     digest,
     fail,
+    few_tested,
     normal_quantile,
     paired_difference,
     read_json,
@@ -772,7 +773,7 @@ def say_warnings(study, total):
         text += f"{probes[0].file.with_name(probes[0].file.stem + '-copies.csv')}; new pictures will be named right less often."
         said.append(text + (f" Without the copies the probes have {without}." if without else ""))
     run = next((run for run in study.runs if run.model), None)
-    if run and (few := [run.record["data"]["classes"][c] for c, n in enumerate(np.bincount(run.arrays["true"])) if 0 < n <= 2]):
+    if run and (few := few_tested(run.arrays["true"], run.record["data"]["classes"])):
         said.append(f"**Warning:** {counted(len(few), 'class')} judged on one or two test images: {some(few)}.")
     if total:
         said.append(f"All of this rests on {total:,} test images, on which the encoders were compared: the best looks a little too good.")

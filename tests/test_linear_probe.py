@@ -200,6 +200,13 @@ def test_record_head_and_predictions_agree(world, call):
         assert word in out
 
 
+def test_groups_are_held_out_whole(world, call):
+    """Of eight images a class one is a group and seven are another: the one is nearer to a fifth."""
+    record, out = probe(call, "--data", "tiny", "--groups", r"^(\w+/[^/]+/(?:0\.)?)")
+    assert " on 4 held-out training images" in out and record["args"]["groups"].startswith("^")
+    assert " on 8 held-out training images" in probe(call, "--data", "tiny")[1]
+
+
 def test_test_images_have_no_say(world, call):
     shutil.copytree(world / "data" / "tiny", world / "own")
     before, _ = probe(call, "--data", "./own", "--save", "a.safetensors")
