@@ -139,7 +139,7 @@ def load(folder, name):
                     or not {*arrays} <= {*run.arrays}
                 ):
                     raise KeyError
-                made_of = {f"pictures of {data}": record["data"]["fingerprint"], "seeds": args["seed"]}
+                made_of = {f"pictures of {data}": record["data"]["fingerprint"], "seeds": args["seed"], "--groups": args.get("groups")}
                 if variant != "train":
                     made_of[f"test images of {name}"] = record["data"]["counts"].get("test")
                     made_of["devices or precisions"] = [record["environment"][key] for key in ("device", "precision")]

@@ -266,6 +266,7 @@ def test_draws_from_results_alone_at_the_width_of_a_readme(woods, tmp_path, monk
         ({"data": {"fingerprint": "f1", "classes": CLASSES, "words": ["x"], "counts": {"test": N}}}, "of different words for the classes"),
         ({"model": {"name": "m-clip", "sha256": "other"}}, "of different weights of m-clip"),
         ({"args": {"seed": 1}}, "of different seeds"),
+        ({"args": {"seed": 0, "groups": "p1"}}, "of different --groups"),
         (
             {"environment": {"torch": "2", "torchvision": "0", "device": "cpu", "precision": "bfloat16"}},
             "of different devices or precisions",
