@@ -715,14 +715,14 @@ def say_labels(study, margin, digits):
     for few in study.find("few_shot"):
         rows = enough(few, margin) if len(few.shots(everything=True)) > len(few.shots()) > 0 else []
         held = [k for k, _, word in rows if word == "enough"]
-        text = f"{few.model}: " + (f"{held[-1]} are as good as all" if held else "all") if rows else ""
+        text = f"{few.model}: take {held[-1] if held else 'all'}" if rows else ""
         for k, gap, word in rows:
             if word == "too few":
-                text += f", {k} lose accuracy, {figure_of(gap, digits, '+')}"
+                text += f" ({k} lose accuracy: {figure_of(gap, digits, '+')})"
             elif word == "cannot be told":
-                text += f", {k} may be enough, {figure_of(gap, digits, '+')}, but {len(few.arrays['true']):,} test images cannot tell"
+                text += f" ({k} may be enough, but {len(few.arrays['true']):,} test images cannot tell: {figure_of(gap, digits, '+')})"
         parts += [text] if text else []
-    return [f"**Labels a class** (as good as all means a loss below {margin:g}): {'; '.join(parts)}."] if parts else []
+    return [f"**How many labels a class** (enough: less than {margin:g} below all of them): {'; '.join(parts)}."] if parts else []
 
 
 def say_tuning(study, margin, digits):

@@ -171,10 +171,10 @@ def test_labels_that_are_enough_are_shown_from_the_top_down(woods):
     assert [word for *_, word in plot.enough(few, 0.02)] == ["cannot be told", ""]  # 160 images cannot show that .006 is below .02
     few.arrays["right"][0] = few.arrays["right"][2]  # one label by luck as good as all
     assert [word for *_, word in plot.enough(few, 0.02)] == ["cannot be told", ""]
-    line = next(line for line in plot.advise(s, 0.05)[0] if line.startswith("**Labels a class**"))
-    assert "m-clip: 4 are as good as all, 1 lose accuracy, -0." in line
-    line = next(line for line in plot.advise(s, 0.02)[0] if line.startswith("**Labels a class**"))
-    assert "m-best: all, 4 may be enough, -0.01 (" in line and "but 160 test images cannot tell" in line
+    line = next(line for line in plot.advise(s, 0.05)[0] if line.startswith("**How many labels a class**"))
+    assert "m-clip: take 4 (1 lose accuracy: -0." in line
+    line = next(line for line in plot.advise(s, 0.02)[0] if line.startswith("**How many labels a class**"))
+    assert "m-best: take all (4 may be enough, but 160 test images cannot tell: -0.01 (" in line
 
 
 def test_advice_names_what_it_rests_on(woods):
