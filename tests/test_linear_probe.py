@@ -133,6 +133,27 @@ def test_sweep_ends_where_held_out_images_have_had_enough(blobs):
     assert ended and all(v < best for v in val[-linear_probe.FALLS :]) and val[-linear_probe.FALLS - 1] == best
 
 
+def test_the_nearest_class_mean_as_a_head(blobs):
+    x, y, x_test, _ = blobs
+    x, x_test = x + 3, x_test + 3
+    other = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(5)
+    weight, bias = linear_probe.nearest_mean(x, y, *other)
+    cosines = F.normalize(x_test, dim=1) @ class_means(x, y, 5).T
+    logits, theirs = x @ weight.T + bias, x @ other[0].T
+    assert torch.equal((x_test @ weight.T + bias).argmax(1), cosines.argmax(1)) and not bias.any()
+    spread, wanted = (t.std(1, correction=0).square().mean().sqrt().item() for t in (logits, theirs))
+    assert spread == pytest.approx(wanted, rel=1e-3)
+
+
+def test_held_out_images_choose_the_nearest_class_mean_where_it_is_better(world, call, monkeypatch):
+    """Of a logistic regression that learns nothing."""
+    monkeypatch.setattr(linear_probe, "logistic_regression", lambda x, y, l2, weight, bias, steps=0: (0 * weight, 0 * bias))
+    record, out = probe(call, "--data", "tiny")
+    m = record["metrics"]
+    assert m["l2"] is None and m["top1"] == m["class_mean"] and m["val"] == m["class_mean_val"]
+    assert "the nearest class mean is taken for the probe" in out
+
+
 def test_class_means(blobs):
     x, y, *_ = blobs
     for c, mean in enumerate(class_means(x, y, 5)):
@@ -169,7 +190,11 @@ def test_record_head_and_predictions_agree(world, call):
     assert set(m) >= {"train", "val", "top1", "top1_ci95", "top1_ci95_other_classes", "mean_per_class", "l2", "near_copies"}
     assert "test_without_near_copies" in m and record["labels_used"] == 32 and 3 < len(record["history"]) <= len(linear_probe.PENALTIES)
     best = max(step["val"] for step in record["history"])
-    assert m["val"] == best and m["l2"] == next(step["l2"] for step in record["history"] if step["val"] == best)
+    assert m["val"] == max(best, m["class_mean_val"])
+    if best > m["class_mean_val"]:
+        assert m["l2"] == next(step["l2"] for step in record["history"] if step["val"] == best)
+    else:
+        assert m["l2"] is None and m["top1"] == m["class_mean"]
     saved = np.load(world / "r.npz")
     assert (saved["true"] == saved["predicted"]).mean() == pytest.approx(m["top1"])
     with safe_open("head.safetensors", "pt") as file:
@@ -181,8 +206,7 @@ def test_record_head_and_predictions_agree(world, call):
         assert ((x[split] @ weight.T + bias).argmax(1) == y[split]).double().mean().item() == pytest.approx(m[name])
     nearest = (F.normalize(x["test"], dim=1) @ class_means(x["train"], y["train"], len(data.classes)).T).argmax(1)
     assert m["class_mean"] == pytest.approx((nearest == y["test"]).double().mean().item())
-    probe_wins = m["val"] > m["class_mean_val"]
-    assert ("take the probe" in out) == probe_wins and ("take the nearest class mean" in out) != probe_wins
+    assert ("the probe stays" in out) == (m["l2"] is not None) and ("the nearest class mean is taken" in out) == (m["l2"] is None)
     assert json.loads(about["classes"]) == data.classes and json.loads(about["words"]) == data.words
     assert about["model"] == "toy-RN" and about["sha256"] == model.sha256 and json.loads(about["prompts"]) == ["a photo of a {}."]
     for word in (
