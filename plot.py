@@ -657,10 +657,16 @@ def figure_of(values, digits, sign=""):
     return f"{mean} ({low} to {high})"
 
 
+PLAIN = {
+    "zero-shot": "zero-shot, from the names of the classes alone",
+    "text-init": "text-init, from names and labels",
+    "linear": "linear, from labels alone",
+    "linear probe": "linear probe, from labels alone",
+}
 BUDGETS = {
     "0": "No labels",
     **{k: f"{counted(int(k), 'label')} a class" for k in SHOTS},
-    "all": "All labels, encoder as it is",
+    "all": "All labels, encoder unchanged",
     "fine-tuned": "All labels, encoder fine-tuned",
 }
 
@@ -678,7 +684,7 @@ def advise(study, margin=MARGIN):
         said.append(sentence(title, verdicts, pick, study.speeds, margin, digits, total))
         for v in verdicts:
             speed = study.speeds.get(v.entry.model)
-            gap = "" if v is verdicts[0] else figure_of(v.gap, digits, "+")
+            gap = "" if v is verdicts[0] else figure_of(v.gap, 3, "+")
             word = {"perhaps": "cannot be told", "guessing": "no better than guessing"}.get(v.word, v.word)
             test = figure_of(v.entry.accuracy(), digits)
             reasons.append([title, v.entry.model, v.entry.method, test, gap, word + ("; take it" if v is pick else ""), speed])
@@ -691,7 +697,8 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     if pick is None:
         return f"**{title}: none.** No encoder does better than guessing here."
     entry, best = pick.entry, verdicts[0].entry
-    text = f"**{title}: take {entry.model}** ({entry.method}). It names {figure_of(entry.accuracy(), digits)} of the test images right."
+    plain = PLAIN.get(entry.method, entry.run.method.split(",")[0])
+    text = f"**{title}: take {entry.model}** ({plain}). It names {figure_of(entry.accuracy(), digits)} of the test images right."
     if entry is not best:
         text += f" {best.model} names {best.right.mean():.{digits}f}, but {entry.model} is as good to within {margin:g}"
         text += f" and {speeds[entry.model] / speeds[best.model]:.1f} times as fast."
@@ -704,6 +711,8 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
         text += f" {some(names['perhaps'])} may be as good: {total:,} test images cannot tell."
     if names["worse"]:
         text += f" Worse: {some(names['worse'])}."
+    if title == BUDGETS["0"] and len(speeds) > len(verdicts):
+        text += " Encoders that were not trained with captions need labels."
     if names["guessing"]:
         text += f" No better than guessing: {some(names['guessing'])}."
     return text
@@ -715,14 +724,12 @@ def say_labels(study, margin, digits):
     for few in study.find("few_shot"):
         rows = enough(few, margin) if len(few.shots(everything=True)) > len(few.shots()) > 0 else []
         held = [k for k, _, word in rows if word == "enough"]
-        text = f"{few.model}: take {held[-1] if held else 'all'}" if rows else ""
+        text = f"{few.model} {held[-1] if held else 'all'}" if rows else ""
         for k, gap, word in rows:
-            if word == "too few":
-                text += f" ({k} lose accuracy: {figure_of(gap, digits, '+')})"
-            elif word == "cannot be told":
-                text += f" ({k} may be enough, but {len(few.arrays['true']):,} test images cannot tell: {figure_of(gap, digits, '+')})"
+            told = {"too few": "lose accuracy", "cannot be told": "may do, which so few test images cannot show"}.get(word)
+            text += f" ({k} {told}: {figure_of(gap, digits, '+')} against all)" if told else ""
         parts += [text] if text else []
-    return [f"**How many labels a class** (enough: less than {margin:g} below all of them): {'; '.join(parts)}."] if parts else []
+    return [f"**How many labels a class** (to lose less than {margin:g} against all of them): {'; '.join(parts)}."] if parts else []
 
 
 def say_tuning(study, margin, digits):
@@ -738,7 +745,7 @@ def say_tuning(study, margin, digits):
         spent = probe + sum(r.record["seconds"] for r in tried)
         word = "worth it" if gain[1] > 0 else "not worth it" if gain[2] < margin else "cannot be told"
         parts.append(f"{run.model}: {word}, {figure_of(gain, digits, '+')}, {spent:,.0f} s instead of {probe:,.0f} s")
-    return [f"**Fine-tuning, against the encoder as it is** (seconds of all that was tried): {'; '.join(parts)}."]
+    return [f"**Fine-tuning, against the encoder unchanged** (time with all settings tried): {'; '.join(parts)}."]
 
 
 def say_upsampling(study, digits):
@@ -754,11 +761,12 @@ def say_upsampling(study, digits):
     better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
     least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
     word = "helps here" if better > worse else "does not help here" if not better else "helps some and harms others"
-    text = f"**Enlarging with SRGAN instead of bicubic {word}:** of {counted(len(gaps), 'comparison')} {better} better and {worse} worse"
-    text += f" beyond chance; from {figure_of(gaps[least], digits, '+')} ({least}) to {figure_of(gaps[most], digits, '+')} ({most})."
+    text = f"**Enlarging by a trained network (SRGAN) instead of plainly (bicubic) {word}:** of {counted(len(gaps), 'comparison')} {better}"
+    text += f" clearly better and {worse} clearly worse; accuracy changes from {figure_of(gaps[least], digits, '+')} ({least})"
+    text += f" to {figure_of(gaps[most], digits, '+')} ({most})."
     made = next((r.record["data"]["made"]["seconds"] for r in study.runs if r.upsampling == "SRGAN"), None)
     train = study.one("upsample", None, "train")
-    costs = [f"training the generator {train.record['seconds']:.0f} s"] if train else []
+    costs = [f"training the network {train.record['seconds']:.0f} s"] if train else []
     costs += [f"enlarging the pictures {made:.0f} s"] if made else []
     return [text + (f" It costs {' and '.join(costs)}." if costs else "")]
 
@@ -776,7 +784,7 @@ def say_warnings(study, total):
     if run and (few := few_tested(run.arrays["true"], run.record["data"]["classes"])):
         said.append(f"**Warning:** {counted(len(few), 'class')} judged on one or two test images: {some(few)}.")
     if total:
-        said.append(f"All of this rests on {total:,} test images, on which the encoders were compared: the best looks a little too good.")
+        said.append(f"All of this rests on {total:,} test images, which also picked the best: its accuracy is slightly flattered.")
     return said
 
 
@@ -786,11 +794,11 @@ def render(summary):
     counts = ", ".join(f"{n:,} {split}" for split, n in d["counts"].items())
     lines = [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
     lines += [*(f"- {sentence}" for sentence in summary["advice"]), ""]
-    heads = ["labels", "encoder", "method", "test accuracy (95 % interval)", "minus the best (all at once)", "so it is", "images/s"]
+    heads = ["labels", "encoder", "method", "test accuracy (95 % interval)", "gap to the best (95 % interval)", "so it is", "images/s"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for *cells, speed in summary["reasons"]:
         lines.append(f"| {' | '.join([*cells, f'{speed:,.0f}' if speed else ''])} |")
-    heads = ["data", "model", "method", "upsampling", "labels a class", "test accuracy (95 % interval)", "seconds", "command"]
+    heads = ["data", "encoder", "method", "upsampling", "labels a class", "test accuracy (95 % interval)", "seconds of the run", "command"]
     lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in summary["rows"]:
         cells = [r[key] for key in ("data", "model", "method", "upsampling")]

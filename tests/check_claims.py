@@ -201,4 +201,4 @@ def test_the_readme_gives_this_advice(study):
     for key, row in told[0].items():
         words = [summary[key][5].split(";")[0] for summary in told]
         assert words[0] == words[1] or "best" in words or borderline(row[4]) or borderline(told[1][key][4]), (row, told[1][key])
-    assert new["advice"][4].startswith("**All labels, encoder as it is: take toy-imagenet**")
+    assert new["advice"][4].startswith("**All labels, encoder unchanged: take toy-imagenet**")

@@ -172,17 +172,17 @@ def test_labels_that_are_enough_are_shown_from_the_top_down(woods):
     few.arrays["right"][0] = few.arrays["right"][2]  # one label by luck as good as all
     assert [word for *_, word in plot.enough(few, 0.02)] == ["cannot be told", ""]
     line = next(line for line in plot.advise(s, 0.05)[0] if line.startswith("**How many labels a class**"))
-    assert "m-clip: take 4 (1 lose accuracy: -0." in line
+    assert "m-clip 4 (1 lose accuracy: -0." in line
     line = next(line for line in plot.advise(s, 0.02)[0] if line.startswith("**How many labels a class**"))
-    assert "m-best: take all (4 may be enough, but 160 test images cannot tell: -0.01 (" in line
+    assert "m-best all (4 may do, which so few test images cannot show: -0.01 (" in line
 
 
 def test_advice_names_what_it_rests_on(woods):
     said = "\n".join(plot.advise(study(woods))[0])
-    assert "**All labels, encoder as it is: take m-best** (linear probe). It names 0.85 (0." in said
+    assert "**All labels, encoder unchanged: take m-best** (linear probe, from labels alone). It names 0.85 (0." in said
     assert "m-fast may be as good: 160 test images cannot tell. Worse: m-clip." in said
     assert "30% of the test images are copies of training images" in said and "rests on 160 test images" in said
-    assert "training the generator" not in said and "enlarging the pictures 7 s" in said
+    assert "training the network" not in said and "enlarging the pictures 7 s" in said
     s = study(woods)
     for run in s.runs:
         if "true" in run.arrays:
@@ -193,8 +193,8 @@ def test_advice_names_what_it_rests_on(woods):
 
 def test_srgan_is_compared_picture_by_picture(woods):
     write(woods, "zero_shot", "m-clip", {"top1": 0.75, "confusions": []}, wrong=range(0, 160, 4), data="woods-srgan")
-    line = next(line for line in plot.advise(study(woods))[0] if line.startswith("**Enlarging with SRGAN"))
-    assert "bicubic helps here:** of 3 comparisons 1 better and 0 worse beyond chance" in line and "to +0.25 (+0.1" in line
+    line = next(line for line in plot.advise(study(woods))[0] if line.startswith("**Enlarging by"))
+    assert "(bicubic) helps here:** of 3 comparisons 1 clearly better and 0 clearly worse" in line and "to +0.25 (+0.1" in line
 
 
 @pytest.mark.parametrize("name, word", [("index", "test images of woods, by their names"), ("cluster", "groups or copies")])
