@@ -1380,8 +1380,8 @@ def normal_quantile(comparisons=1):
 
 def student_quantile(z, df):
     """The quantile of Student's t with df degrees of freedom that belongs to the normal quantile z (Abramowitz and Stegun, 26.7.5)."""
-    terms = z**3 + z, (5 * z**5 + 16 * z**3 + 3 * z) / 24, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 96
-    return z + sum(term / (4 * df) ** i for i, term in zip((1, 2, 3), (terms[0], terms[1] * 4, terms[2] * 16)))
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2) + third
 
 
 def wilson(p, n, z=None):

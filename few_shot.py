@@ -266,6 +266,7 @@ def main():
     every_class(images["train"], data)
     x_train, x_test = (F.normalize(features(model, i, args.batch)[0], dim=1).to(model.device) for i in images.values())
     labels, y_test = images["train"].labels, images["test"].labels.to(model.device)
+    together = clusters(images["test"])
     classes = len(data.classes)
     print_setup(data, model, images)
     sizes = np.bincount(labels)
@@ -282,7 +283,7 @@ def main():
         z = class_embeddings(model, data.words, args.prompts, data.type).to(model.device)
         methods["tip"] = lambda x, y: tip(x, y, z, model.logit_scale)
         methods["text-init"] = lambda x, y: text_init(x, y, z)
-        m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes, clusters(images["test"]))
+        m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes, together)
         print(f"{'zero-shot' if not chosen_with else 'chosen prompts':14}{m['top1']:12.3f}", end="   ")
         print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f}", end=", ")
         print("no label used" if not chosen_with else "its labels are in tip and text-init too")
@@ -291,7 +292,7 @@ def main():
             ("chosen_prompts" if chosen_with else "zero_shot") + key.removeprefix("top1"): v for key, v in m.items() if "top1" in key
         }
 
-    metrics["methods"], together = list(methods), clusters(images["test"])
+    metrics["methods"] = list(methods)
     table = {method: {} for method in methods}
     right, done = np.zeros((len(shots), len(methods), args.seeds, len(y_test)), np.uint8), {}
     for i, k in enumerate(progress(shots, f"{model.name} few-shot", "k")):

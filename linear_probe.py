@@ -203,7 +203,7 @@ def main():
     held = [accuracy(c, d, *rival) for (*_, c, d), rival in zip(runs, rivals)]
     rival, class_mean = sum(held) / len(held), accuracy(x["test"], y["test"], *rivals[-1])
     if nearest := rival > best - 1e-9:
-        heads = {name: {"head": rivals[-1], "held_out": rivals[0]}[name] for name in heads}
+        heads = dict(zip(heads, (rivals[-1], rivals[0])))  # of all of train, and of the first run
     weight, bias = heads["head"]
 
     logits = torch.addmm(bias, x["test"], weight.T).cpu()

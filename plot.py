@@ -10,7 +10,6 @@ rest are refused; what is missing is named, and the exit code is then 1. It need
 """
 
 import argparse
-import json
 import math
 import re
 import shlex
@@ -36,6 +35,7 @@ from common import (
     read_json,
     some,
     spelled,
+    to_json,
     why,
     wilson,
 )
@@ -590,8 +590,10 @@ def recommended(verdicts, speeds):
     good = [v for v in verdicts if v.word in ("best", "as good")]
     if not good or good[0].word != "best":
         return None
-    fast = max(speeds.get(v.entry.model, 0) for v in good) / FASTER
-    return next(v for v in good if speeds.get(v.entry.model, 0) >= fast)
+    if not {v.entry.model for v in good} <= {*speeds}:  # not measured: the best is taken
+        return good[0]
+    fast = max(speeds[v.entry.model] for v in good) / FASTER
+    return next(v for v in good if speeds[v.entry.model] >= fast)
 
 
 def enough(few, margin):
@@ -661,6 +663,8 @@ PLAIN = {
     "zero-shot": "zero-shot, from the names of the classes alone",
     "text-init": "text-init, from names and labels",
     "linear": "linear, from labels alone",
+    "tip": "tip, from names and labels",
+    "class-mean": "class-mean, from labels alone",
     "linear probe": "linear probe, from labels alone",
 }
 BUDGETS = {
@@ -697,7 +701,7 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     if pick is None:
         return f"**{title}: none.** No encoder does better than guessing here."
     entry, best = pick.entry, verdicts[0].entry
-    plain = PLAIN.get(entry.method, entry.run.method.split(",")[0])
+    plain = PLAIN.get(entry.method, "fine-tuned")
     text = f"**{title}: take {entry.model}** ({plain}). It names {figure_of(entry.accuracy(), digits)} of the test images right."
     if entry is not best:
         text += f" {best.model} names {best.right.mean():.{digits}f}, but {entry.model} is as good to within {margin:g}"
@@ -860,7 +864,7 @@ def main():
     if args.readme:
         summary, readme = summarise(study, args.margin), Path(args.readme)
         text = insert(text, render(summary), readme)
-        for file, content in ((folder / "summary.json", json.dumps(summary, indent=1) + "\n"), (readme, text)):
+        for file, content in ((folder / "summary.json", to_json(summary)), (readme, text)):
             with atomic(file) as temporary:
                 temporary.write_text(content, encoding="utf-8")
         print(f"wrote {folder / 'summary.json'} and the table in {readme}")

@@ -22,6 +22,7 @@ from common import atomic, counted, digest, fail, load_data, load_model, pick_de
 
 START, FIT = 6, 30  # seconds: to start a script; to fit a probe or few-shot methods on a few thousand features
 STEP = 3  # forward passes that a training step costs
+RATES = 2  # learning rates that make tries
 EPOCHS, BATCH, STAGES = 5, 16, (20, 10)  # defaults of finetune.py and of upsample.py train
 CRITIC = 3  # pixel steps that an adversarial step costs
 
@@ -51,16 +52,15 @@ def restamp(stamp, data, settings):
     now = {"pictures": data.fingerprint, "names of classes": digest([data.words, data.type]), "settings": settings}
     files = sorted(Path("weights").glob("*.pt"))  # of the toys; plot.py refuses results of different weights
     now["weights"] = digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if data.name == "toy" else [])
-    before = {}
-    if stamp.is_file():
+    before, there = {}, stamp.is_file()
+    if there:
         with suppress(ValueError):  # of an older form
             before = json.loads(stamp.read_text(encoding="utf-8"))
     if before == now:
         return False
-    if stamp.is_file():
+    if there:
         what = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
         print(f"{data.name}: {', '.join(what)} changed, every result is made anew")
-    there = stamp.is_file()
     with atomic(stamp) as temporary:
         temporary.write_text(json.dumps(now), encoding="utf-8")
     return there
@@ -109,7 +109,7 @@ def main():
         if trained:
             print(f"fine-tuning {duration(trained)}")
         else:  # ml and frozen; of CLIP cs, and both with their features on the enlarged pictures, too
-            wanted = EPOCHS * train / rate * (STEP + 1 + 3 * STEP * (name in clips)) + (name in clips) * images / rate
+            wanted = EPOCHS * train / rate * (RATES * STEP * (1 + 3 * (name in clips)) + 1) + (name in clips) * images / rate
             more += wanted
             print(f"with FINETUNE=1 {duration(wanted)} more")
     if clips or srgan:

@@ -6,13 +6,12 @@ From decoded picture to features, enlarging included. plot.py reads the file; on
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import at_least, atomic, json_file, load_data, load_images, load_model, progress, read_json, spelled
+from common import at_least, atomic, json_file, load_data, load_images, load_model, progress, read_json, spelled, to_json
 
 ROUNDS = 7
 
@@ -56,9 +55,7 @@ def main():
             rates.append(len(x) / (time.perf_counter() - began))
     speeds = {model.name: max(rates) for model, _, rates in running.values()}
     with atomic(args.out) as temporary:
-        temporary.write_text(
-            json.dumps({"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS}, indent=1) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(to_json({"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS}), encoding="utf-8")
     print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
 
 

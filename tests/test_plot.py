@@ -125,6 +125,7 @@ def test_as_good_is_shown_and_not_assumed(woods):
     assert names(verdicts)["m-fast"] == "as good" and plot.recommended(verdicts, s.speeds).entry.model == "m-fast"
     assert plot.recommended(verdicts, s.speeds | {"m-fast": 440.0}).entry.model == "m-best"  # not clearly faster
     assert plot.recommended(verdicts, {}).entry.model == "m-best"
+    assert plot.recommended(verdicts, {"m-fast": 900.0}).entry.model == "m-best"  # speeds are compared where all are known
 
 
 def test_several_encoders_are_compared_at_once(woods):
@@ -151,6 +152,8 @@ def test_a_method_that_its_sibling_beats_is_not_shown(woods):
     assert plot.shown(s, "m-clip", "4").few == "text-init"
     few.arrays["right"][1, few.metrics["methods"].index("linear")] = 1
     assert plot.shown(s, "m-clip", "4").few == "linear" and plot.shown(s, "m-clip", "1").few == "text-init"
+    few.arrays["right"][0, few.metrics["methods"].index("tip")] = 1
+    assert "**1 label a class: take m-clip** (tip, from names and labels)" in "\n".join(plot.advise(s)[0])
     assert plot.shown(s, "m-fast", "1").few == "linear" and plot.shown(s, "m-fast", "2") is None
     few.arrays["right"][2, few.metrics["methods"].index("text-init")] = 1  # all labels: the probe is beaten
     assert plot.shown(s, "m-clip", "all").few == "text-init" and plot.shown(s, "m-best", "all").run.script == "linear_probe"
