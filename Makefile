@@ -1,7 +1,7 @@
 # make               everything: .venv, toy data and encoders, every run, every figure; started again, what is missing
 # make test          lint and tests
 # make check         the claims about the toy world, read from results/
-# make readme        the figures of toy into pics/, its table into README.md
+# make readme        the figures, table and advice of toy into pics/
 # make clean         removes caches and figures; never data, weights or results
 # make help          these lines
 #
@@ -144,7 +144,7 @@ check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
 
 readme: | $(ENV)
-	$(PYTHON) plot.py --data toy --to pics --readme README.md
+	$(PYTHON) plot.py --data toy --to pics --readme pics/README.md
 
 clean:
 	rm -rf cache figures .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -11,6 +11,7 @@ rest are refused; what is missing is named, and the exit code is then 1. It need
 
 import argparse
 import math
+import os
 import re
 import shlex
 import textwrap
@@ -792,34 +793,68 @@ def say_warnings(study, total):
     return said
 
 
+CAPTIONS = {  # of each figure, and a piece of the commands of the table that made what it shows
+    "summary": ("Test accuracy with its 95 % interval, against labels a class and against the speed of the encoder.", "python"),
+    "few_shot": ("Few labels: mean ± standard deviation of the draws; the star is zero-shot with its interval.", "few_shot.py"),
+    "frozen_and_full": (
+        "Frozen against full training: dashed a linear layer alone, from random weights; solid all of the encoder, from the head of"
+        " the linear probe. Training accuracy is that of augmented batches while they are learnt from.",
+        "--freeze",
+    ),
+    "prompts": ("Prompts (templates of captions), ranked on the images that chose them, ± one standard error.", "prompts.py"),
+    "confusions": ("The most confused classes: a mistaken picture, and one of the class it was taken for.", "linear_probe.py"),
+    "wise_ft": ("WiSE-FT: weights between the start and the fine-tuned ones, on validation; what it picks is filled.", "--lr"),
+    "upsampling": ("Test pictures reduced 4 times, restored, and as they were.", "upsample.py eval"),
+    "zero_shot": ("Zero-shot: random test pictures, `predicted (true)`.", "zero_shot.py"),
+    "methods": ("Fine-tuning a linear layer (ML) and towards captions (CS), on pictures enlarged in either way.", "--method"),
+}
+LEGEND = """\
+*As good* is shown, never assumed: the lower end of the interval of the gap lies above a loss of `--margin`. *Worse*: the upper
+end lies below zero. Otherwise the test images cannot tell. All gaps hold at once, and of encoders that are as good the clearly
+faster one is taken; `docs/methods.md` says how."""
+SECONDS = """\
+Few-shot rows are means over several draws of the labels; fine-tuned rows are of one seed. The seconds are single timings of the
+run itself, without those that starting Python takes; where an earlier run had decoded the images and computed the features, they
+came from the cache."""
+WRITTEN = "*`plot.py` writes this page from `results/`: what is changed by hand is lost.*"
+
+
+def figure_lines(path, summary):
+    """A figure in Markdown: the picture, its caption, and a command that makes what it shows."""
+    name, _, model = Path(path).stem.partition("-")
+    caption, piece = CAPTIONS[name]
+    commands = [row["command"] for row in summary["rows"] if piece in row["command"] and model in ("", spelled(row["model"]))]
+    data = summary["data"]["name"]
+    if name == "upsampling":  # measures pictures, so it has no row
+        commands = [f"python upsample.py eval --data {data} --weights weights/srgan-{data}.safetensors"]
+    others = len({*commands}) - 1
+    made = f"`{commands[0]}`" + (f" and {counted(others, 'other command')} of the table" if others else "")
+    return [f"![{caption.split(':')[0].rstrip('.')}{model and f', {model}'}]({path})", "", f"*{caption}* Results of {made}.", ""]
+
+
 def render(summary):
-    """The summary as Markdown: advice, its reasons, and all results."""
+    """The summary as a page of Markdown: advice, its reasons, all results, and the figures that were drawn."""
     d, e = summary["data"], summary["environment"]
     counts = ", ".join(f"{n:,} {split}" for split, n in d["counts"].items())
-    lines = [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
-    lines += [*(f"- {sentence}" for sentence in summary["advice"]), ""]
+    lines = [f"# Which encoder for {d['name']}?", "", WRITTEN, ""]
+    lines += [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
+    lines += ["## Advice", "", *(f"- {sentence}" for sentence in summary["advice"]), "", "## Reasons", ""]
     heads = ["labels", "encoder", "method", "test accuracy (95 % interval)", "gap to the best (95 % interval)", "so it is", "images/s"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for *cells, speed in summary["reasons"]:
         lines.append(f"| {' | '.join([*cells, f'{speed:,.0f}' if speed else ''])} |")
+    lines += ["", LEGEND, "", "## All results", ""]
     heads = ["data", "encoder", "method", "upsampling", "labels a class", "test accuracy (95 % interval)", "seconds of the run", "command"]
-    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in summary["rows"]:
         cells = [r[key] for key in ("data", "model", "method", "upsampling")]
         cells += [f"{r['labels']:.4g}", figure_of(r["test"], summary["digits"]), f"{r['seconds']:,.0f}", f"`{r['command']}`"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-MARKS = ("<!-- table: made by `make readme` -->", "<!-- end of table -->")
-
-
-def insert(text, block, file):
-    """`text` with `block` between its two marks."""
-    if any(text.count(mark) != 1 for mark in MARKS):
-        fail(f"--readme {file}: needs the lines {MARKS[0]} and {MARKS[1]} once each")
-    before, rest = text.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{block}{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    lines += ["", SECONDS, ""]
+    if paths := summary.get("figures"):
+        lines += ["## Figures", "", f"All are drawn by `python plot.py --data {d['name']}` from the results of the commands above.", ""]
+        lines += [line for path in paths for line in figure_lines(path, summary)]
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def main():
@@ -827,10 +862,9 @@ def main():
     parser.add_argument("--data", default="toy", help="name of the data set in the results (%(default)s)")
     parser.add_argument("--results", default="results", metavar="FOLDER", help="(%(default)s)")
     parser.add_argument("--to", metavar="FOLDER", help="draw into this folder (figures/NAME)")
-    parser.add_argument("--table", action="store_true", help="print the table and the recommendation instead")
-    parser.add_argument(
-        "--readme", metavar="FILE", help="also keep summary.json beside the figures, and put the table between two marks of FILE"
-    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--table", action="store_true", help="print the table and the recommendation instead")
+    kind.add_argument("--readme", metavar="FILE", help="also write table and figures as this page, and summary.json beside the figures")
     parser.add_argument("--margin", type=float, default=MARGIN, help="loss of accuracy up to which one is as good as another (%(default)s)")
     parser.add_argument("--expect", nargs="*", default=[], metavar="FILE", help="results that there should be")
     args = parser.parse_args()
@@ -842,12 +876,9 @@ def main():
     if not study.runs and (args.readme or not args.expect):
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")
     absent = sorted(file for file in args.expect if not Path(file).exists()) if args.expect else sorted(missing(study))
-    if args.readme:  # before the figures are drawn
-        try:
-            text = Path(args.readme).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            fail(f"--readme {args.readme}: {why(error)}")
-        insert(text, "", args.readme)
+    page = args.readme and Path(args.readme)
+    if page and page.is_file() and WRITTEN not in page.read_text(encoding="utf-8", errors="replace"):  # before the figures are drawn
+        fail(f"--readme {page}: is there, and plot.py did not write it; name another file")
     if args.table:
         print(render(summarise(study, args.margin)) if study.runs else "", end="")
     else:
@@ -859,15 +890,15 @@ def main():
         print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99) or 'nothing'}")
         for file, what in lacking:
             print(f"note: {file} is not drawn: no result of {what}")
-        for line in advise(study, args.margin)[0] if study.runs and not args.readme else ():
+        for line in advise(study, args.margin)[0] if study.runs and not page else ():
             print(textwrap.fill(line.replace("**", ""), 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
-    if args.readme:
-        summary, readme = summarise(study, args.margin), Path(args.readme)
-        text = insert(text, render(summary), readme)
-        for file, content in ((folder / "summary.json", to_json(summary)), (readme, text)):
-            with atomic(file) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-        print(f"wrote {folder / 'summary.json'} and the table in {readme}")
+        if page:
+            paths = [Path(os.path.relpath(folder / file, page.parent)).as_posix() for file in drawn]
+            summary = {**summarise(study, args.margin), "figures": paths}
+            for file, content in ((folder / "summary.json", to_json(summary)), (page, render(summary))):
+                with atomic(file) as temporary:
+                    temporary.write_text(content, encoding="utf-8")
+            print(f"wrote {folder / 'summary.json'} and {page}")
     for file in absent:
         print(f"missing: {file}")
     raise SystemExit(1 if absent else 0)
