@@ -5,6 +5,7 @@
 Features are drawn: 95 classes of 63 training and 20 test images, 1,280 wide, as mobilenet_v2's of Fruits-360 would be.
 """
 
+import argparse
 import sys
 import time
 import warnings
@@ -33,6 +34,7 @@ def scikit_learn(x, y, x_test, y_test):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.filterwarnings("ignore", "The number of unique classes")
     rng = torch.Generator().manual_seed(0)
     common = 3 * torch.randn(WIDTH, generator=rng)  # encoders' features share a large part

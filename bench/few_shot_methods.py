@@ -18,6 +18,7 @@ the labelled split itself and zero-shot .08 / .19 / .58, it has .737 / .683 / .7
 The settings of text-init were compared on these test images as they were designed, so this table is no independent check.
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -172,6 +173,7 @@ def compare(name, x, y, x_test, y_test, z):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     folder = Path(os.environ["REAL_DATA"])
     for quality, words in FOODS.items():
         compare(f"CLIP, ten foods, {quality} captions", *foods(folder / "clip", words))

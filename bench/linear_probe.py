@@ -5,6 +5,7 @@
 Features are drawn: 50 classes of 30 training and 20 held-out images, 256 wide. Both start each penalty from the fit before.
 """
 
+import argparse
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ CLASSES, TRAIN, HELD, WIDTH = 50, 30, 20, 256
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.filterwarnings("ignore")
     rng = torch.Generator().manual_seed(0)
     centres = torch.randn(CLASSES, WIDTH, generator=rng) / 4
