@@ -793,8 +793,11 @@ def say_warnings(study, total):
     return said
 
 
-CAPTIONS = {  # of each figure, and a piece of the commands of the table that made what it shows
-    "summary": ("Test accuracy with its 95 % interval, against labels a class and against the speed of the encoder.", "python"),
+CAPTIONS = {  # of each figure, and what is in the commands of the table that made what it shows
+    "summary": (
+        "Test accuracy with its 95 % interval, against labels a class and against the speed of the encoder.",
+        r"(zero_shot|few_shot|linear_probe)\.py|--lr",
+    ),
     "few_shot": ("Few labels: mean ± standard deviation of the draws; the star is zero-shot with its interval.", "few_shot.py"),
     "frozen_and_full": (
         "Frozen against full training: dashed a linear layer alone, from random weights; solid all of the encoder, from the head of"
@@ -802,7 +805,10 @@ CAPTIONS = {  # of each figure, and a piece of the commands of the table that ma
         "--freeze",
     ),
     "prompts": ("Prompts (templates of captions), ranked on the images that chose them, ± one standard error.", "prompts.py"),
-    "confusions": ("The most confused classes: a mistaken picture, and one of the class it was taken for.", "linear_probe.py"),
+    "confusions": (
+        "The most confused classes: a mistaken picture, and one of the class it was taken for.",
+        r"(zero_shot|linear_probe)\.py",
+    ),
     "wise_ft": ("WiSE-FT: weights between the start and the fine-tuned ones, on validation; what it picks is filled.", "--lr"),
     "upsampling": ("Test pictures reduced 4 times, restored, and as they were.", "upsample.py eval"),
     "zero_shot": ("Zero-shot: random test pictures, `predicted (true)`.", "zero_shot.py"),
@@ -823,8 +829,9 @@ def figure_lines(path, summary):
     """A figure in Markdown: the picture, its caption, and a command that makes what it shows."""
     name, _, model = Path(path).stem.partition("-")
     caption, piece = CAPTIONS[name]
-    commands = [row["command"] for row in summary["rows"] if piece in row["command"] and model in ("", spelled(row["model"]))]
-    data = summary["data"]["name"]
+    data, rows = summary["data"]["name"], [row for row in summary["rows"] if model in ("", spelled(row["model"]))]
+    rows = [row for row in rows if row["upsampling"] == "bicubic" or name == "methods"]
+    commands = [row["command"] for row in rows if re.search(piece, row["command"])]
     if name == "upsampling":  # measures pictures, so it has no row
         commands = [f"python upsample.py eval --data {data} --weights weights/srgan-{data}.safetensors"]
     others = len({*commands}) - 1

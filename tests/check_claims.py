@@ -129,7 +129,7 @@ def test_srgan_does_not_help_in_the_toy_world(model):
     assert all(mean < 0.04 for mean, _ in gains) and all(mean - half < 0 for mean, half in gains[2:])
 
 
-# ---- figures, and the README's table and recommendation ---------------------------------------------------------------
+# ---- figures, the table and the recommendation, and what the README makes of them ---------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def borderline(gap, margin=plot.MARGIN):
     return abs(low + margin) < 0.02 or abs(high) < 0.02
 
 
-def test_the_readme_has_these_results(study):
+def test_the_page_has_these_results(study):
     """The same runs; accuracies within .04, because 16-bit arithmetic differs between processors."""
     old, new = json.loads((ROOT / "pics" / "summary.json").read_text()), plot.summarise(study)
     for a, b in zip(old["rows"], new["rows"], strict=True):
@@ -184,7 +184,7 @@ def test_the_readme_has_these_results(study):
         assert a["test"] == pytest.approx(b["test"], abs=0.04), a
 
 
-def test_the_readme_gives_this_advice(study):
+def test_the_page_gives_this_advice(study):
     """Sentence by sentence: each accuracy within .05; each verdict, but for those on the edge; and no encoder that is worse here."""
     old, new = json.loads((ROOT / "pics" / "summary.json").read_text(encoding="utf-8")), plot.summarise(study)
     told = [{tuple(row[:2]): row for row in summary["reasons"]} for summary in (old, new)]
@@ -202,3 +202,33 @@ def test_the_readme_gives_this_advice(study):
         words = [summary[key][5].split(";")[0] for summary in told]
         assert words[0] == words[1] or "best" in words or borderline(row[4]) or borderline(told[1][key][4]), (row, told[1][key])
     assert new["advice"][4].startswith("**All labels, encoder unchanged: take toy-imagenet**")
+
+
+def conclusions(summary):
+    """The numbers in the README's three conclusions, in the order in which it tells them."""
+    tests = {(title, model): numbers(test.replace("(", "").replace(")", "")) for title, model, _, test, *_ in summary["reasons"]}
+    few = [tests["No labels", "toy-RN"], tests["1 label a class", "toy-RN"], tests["1 label a class", "toy-imagenet"]]
+    budgets = ("16 labels a class", "All labels, encoder unchanged", "All labels, encoder fine-tuned")
+    many = [tests[budget, model] for budget in budgets for model in ("toy-imagenet", "toy-RN")]
+    srgan = next(text for text in summary["advice"] if "SRGAN" in text)
+    compared = re.search(r"of (\d+) comparisons (\d+) clearly better and (\d+) clearly worse", srgan).groups()
+    return [[n for test in few for n in test], [n for test in many for n in test], [float(n) for n in compared]]
+
+
+def told(readme):
+    """The same numbers, as the README tells them."""
+    first, second, third = re.findall(r"^[123]\. (.*?)(?=^[23]\. |\n\n)", readme, re.MULTILINE | re.DOTALL)
+    accuracies = [[float(n) for n in re.findall(r"\d\.\d\d", text)] for text in (first, second)]
+    return [*accuracies, numbers(third.replace("\n", " "))]
+
+
+def test_the_readmes_conclusions_agree_with_the_results(study):
+    """Numbers within .04, because 16-bit arithmetic differs between processors; and who wins."""
+    said, found = told((ROOT / "README.md").read_text(encoding="utf-8")), conclusions(plot.summarise(study))
+    for a, b in zip(said[:2], found[:2], strict=True):
+        assert a == pytest.approx(b, abs=0.04)
+    zero_shot, captions, labels = found[0][::3]
+    assert min(zero_shot, captions) > labels  # captions win
+    assert all(imagenet > clip for imagenet, clip in zip(found[1][::6], found[1][3::6]))  # labels win
+    (compared, better, worse), (as_many, now_better, now_worse) = said[2], found[2]
+    assert compared == as_many and better == now_better == 0 and abs(worse - now_worse) <= 1

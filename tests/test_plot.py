@@ -1,4 +1,4 @@
-"""plot.py on results whose numbers are known, the Makefile's plan, and the README's table against its summary."""
+"""plot.py on results whose numbers are known, and the Makefile's plan."""
 
 import json
 import os
@@ -435,24 +435,3 @@ def test_the_estimate_counts_what_is_still_to_do(world, monkeypatch, call):
         (world / run).touch()
     code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
     assert code == 0 and not out
-
-
-# ---- README -----------------------------------------------------------------------------------------------------------
-
-
-def test_readme_and_summary_agree():
-    readme = (ROOT / "README.md").read_text()
-    summary = json.loads((ROOT / "pics" / "summary.json").read_text())
-    assert plot.insert(readme, plot.render(summary), "README.md") == readme
-    shown = set(re.findall(r"\]\((pics/[^)]+)\)", readme))
-    assert shown == {f"pics/{path.name}" for path in (ROOT / "pics").iterdir() if path.suffix == ".png"}
-    assert sum((ROOT / path).stat().st_size for path in shown) < 1_500_000
-
-
-def test_readme_commands_name_flags_and_files_that_exist():
-    """Every `python script.py ...` of the README is understood by its script's parser, up to its input."""
-    readme = (ROOT / "README.md").read_text()
-    for script, rest in re.findall(r"python (\w+\.py)([^`\n#]*)", readme):
-        text = (ROOT / script).read_text() + (ROOT / "common.py").read_text()
-        for flag in re.findall(r"--[a-z-]+", rest):
-            assert f'"{flag}"' in text or f'"{flag[2:]}": dict' in text, (script, flag)
