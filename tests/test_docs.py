@@ -172,6 +172,8 @@ def test_make_knows_the_make_commands(command, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     done = subprocess.run(f"make -n{command.removeprefix('make')}", shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout and "warning" not in done.stderr, done.stderr
+    variables = re.findall(r"^ *(\w+) *\??=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {*re.findall(r" ([A-Z]+)=", command)} <= {*variables}  # make takes any others without a word
 
 
 @pytest.mark.parametrize("file", BENCH, ids=lambda file: file.stem)

@@ -350,6 +350,23 @@ def test_frozen_features_alone_make_a_study(woods):
     assert "**Fine-tuning:** not run (`FINETUNE=1`)." in said and "**SRGAN:** not run." in said and not plot.missing(study(woods))
 
 
+def test_the_page_is_written_whole_and_over_no_other_file(woods, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    for script in ("prompts", "finetune", "upsample"):  # fewer figures are drawn faster
+        shutil.rmtree(woods / script)
+    code, out, err = call(plot.main, "--data", "woods", "--to", "pics", "--readme", "page.md")
+    page, summary = (tmp_path / "page.md").read_text(), json.loads((tmp_path / "pics/summary.json").read_text())
+    assert code == 0 and not err and out.endswith("wrote pics/summary.json and page.md\n") and page == plot.render(summary)
+    drawn = [f"pics/{path.name}" for path in (tmp_path / "pics").glob("*.png")]
+    assert sorted(re.findall(r"!\[.*?\]\((.*?)\)", page)) == sorted(drawn) and len(drawn) == 4
+    assert all(f"- {sentence}\n" in page for sentence in summary["advice"]) and "prompts" not in page
+    assert page.count("*Zero-shot: ") == 1 and "Results of `python zero_shot.py --data woods --model m-clip`." in page
+    (tmp_path / "mine.md").write_text("mine")
+    code, _, err = call(plot.main, "--data", "woods", "--to", "pics", "--readme", "mine.md")
+    assert code == 2 and "mine.md: is there" in err and err.count("\n") == 1 and (tmp_path / "mine.md").read_text() == "mine"
+    assert call(plot.main, "--data", "woods", "--to", "pics", "--readme", "page.md")[0] == 0  # its own is
+
+
 # ---- make -------------------------------------------------------------------------------------------------------------
 
 
