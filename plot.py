@@ -843,7 +843,7 @@ def render(summary):
     """The summary as a page of Markdown: advice, its reasons, all results, and the figures that were drawn."""
     d, e = summary["data"], summary["environment"]
     counts = ", ".join(f"{n:,} {split}" for split, n in d["counts"].items())
-    lines = [f"# Which encoder for {d['name']}?", "", WRITTEN, ""]
+    lines = [f"# Which encoder for {d['name']}?", "", *([WRITTEN, ""] if "figures" in summary else [])]
     lines += [f"{d['name']}: {d['classes']} classes, {counts} images; {e['device']}, {e['precision']}, torch {e['torch']}.", ""]
     lines += ["## Advice", "", *(f"- {sentence}" for sentence in summary["advice"]), "", "## Reasons", ""]
     heads = ["labels", "encoder", "method", "test accuracy (95 % interval)", "gap to the best (95 % interval)", "so it is", "images/s"]
