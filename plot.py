@@ -16,13 +16,14 @@ import re
 import shlex
 import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator
 
 from common import (
     accuracy_interval,
@@ -42,7 +43,7 @@ from common import (
 )
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow and black; three more for those with many models
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#7F7F7F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#004D40")
 GREEN, RED, GREY = "#1a7f37", "#c62828", "#777777"
 MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-tuned, cs": "D"}
 STYLES = {"class-mean": ("v", ":"), "linear": ("o", "--"), "tip": ("^", "-."), "text-init": ("s", "-")}
@@ -219,32 +220,91 @@ def missing(study):
 
 # ---- figures ----------------------------------------------------------------------------------------------------------
 
+FONTS = {
+    "font.size": 9,
+    "figure.titlesize": 10,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "text.parse_math": False,  # a name may hold a $
+}
+TICKS = 8  # points; an argument, because ticks are made when the file is written, after FONTS are over
+LETTERS = 11  # to an inch at 10 points, few of them wide
+
+
+def wrap(text, width):
+    """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
+    return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
+
 
 def panels(count, width=9.0, height=3.6, across=3, **kwargs):
-    """A figure as wide as a README, and `count` axes in rows of `across`."""
+    """A figure as wide as a README, and `count` axes in rows of at most `across`, as even as can be."""
     down = -(-count // across)
+    across = -(-count // down)
     fig = Figure(figsize=(width, height * down), layout="constrained")
-    grid = fig.subplots(down, min(count, across), squeeze=False, **kwargs).ravel()
+    grid = fig.subplots(down, across, squeeze=False, **kwargs).ravel()
     for ax in grid:
         ax.grid(color="#e5e5e5", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=TICKS)
     for ax in grid[count:]:
         ax.remove()
     return fig, grid[:count]
 
 
-def shot_axis(ax, ks, everything=None):
-    """Log axis of labels a class, with 0 to the left of 1 and all of them at `everything`."""
+def head(fig, text):
+    """A title over all of the figure, in as many lines as it takes."""
+    fig.suptitle(wrap(text, int(LETTERS * fig.get_figwidth())))
+
+
+def key(label, **look):
+    """A line or marker for a legend."""
+    return Line2D([], [], label=label, **look)
+
+
+CHANCE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (2, 2)), "label": "chance"}
+
+
+def legend_below(fig, keys):
+    """A legend under the axes, where it covers nothing; the figure grows by its rows."""
+    width, height = fig.get_size_inches()
+    longest = max(len(line.get_label()) for line in keys)
+    columns = max(1, min(len(keys), int(width / (0.07 * longest + 0.6))))
+    rows = -(-len(keys) // columns)
+    fig.set_size_inches(width, height + 0.1 + 0.18 * rows)
+    fig.legend(handles=keys, loc="outside lower center", ncols=columns)
+
+
+def place_of_all(ks):
+    """Where "all labels" stand on the axis of labels a class: one step beyond the last number, however many they are."""
+    return 2 * max(ks, default=0.5)
+
+
+def shot_axis(ax, ks, zero, everything, even=True):
+    """Log axis of labels a class `ks`; with `zero`, 0 to the left of 1, and with `everything`, all of them to the right."""
+    ticks = {**({0.5: "0"} if zero else {}), **{k: f"{k:,}" for k in ks}, **({place_of_all(ks): "all"} if everything else {})}
+    room, after = math.log2(max(ticks) / min(ticks)) / 11, math.inf
+    for x in sorted(ticks, reverse=True):  # a number without room keeps its line, and loses its label
+        if math.log2(after / x) < room:
+            ticks[x] = ""
+        else:
+            after = x
     ax.set_xscale("log", base=2)
-    ticks = {0.5: "0", **{k: str(k) for k in ks}, **({everything: "all"} if everything else {})}
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.minorticks_off()
-    ax.set_xlabel("labels a class")
+    ax.set_xlabel("labels a class" if even else "labels a class, or all that a class has")
 
 
-def chance_line(ax, chance):
-    ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)), label="chance")
+def accuracy_axis(ax, chance):
+    """All accuracies, with room for a whole marker at 0 and 1; and that of guessing."""
+    ax.set_ylim(-0.03, 1.03)
+    ax.axhline(chance, **CHANCE)
+
+
+def even_shots(runs):
+    """Whether each class has as many labels as few_shot.py took."""
+    return all(run.metrics["labels"][k] == int(k) * len(run.record["data"]["classes"]) for run in runs for k in run.shots())
 
 
 def draw_zero_shot(study, run):
@@ -268,76 +328,94 @@ def draw_zero_shot(study, run):
 def draw_few_shot(study):
     """Test accuracy against labels a class; mean and standard deviation of the draws; zero-shot is the star at 0."""
     runs = study.find("few_shot")
-    fig, axes = panels(len(runs), sharey=True)
+    fig, axes = panels(len(runs), sharex=True, sharey=True)
+    used = set()
     for ax, run in zip(axes, runs):
         m, colour = run.metrics, study.colours[run.model]
-        ks = run.shots(everything=True)
+        ks, fewer = run.shots(everything=True), [int(k) for k in run.shots()]
+        x = [*fewer, place_of_all(fewer)][: len(ks)]
         for method in [name for name in STYLES if name in m]:
             marker, line = STYLES[method]
             mean, spread = ([m[method][k][what] or 0 for k in ks] for what in ("mean", "std"))
-            look = {"marker": marker, "linestyle": line, "color": colour, "ms": 4, "lw": 1.2, "elinewidth": 0.8}
-            ax.errorbar([int(k) for k in ks], mean, spread, label=method, **look)
+            ax.errorbar(x, mean, spread, marker=marker, linestyle=line, color=colour, ms=4, lw=1.2, elinewidth=0.8, label=method)
+            used.add(method)
         if "zero_shot" in m:
             low, high = m["zero_shot_ci95"]
             error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
             ax.errorbar([0.5], [m["zero_shot"]], error, marker="*", ms=11, color=colour, linestyle="", label="zero-shot", elinewidth=0.8)
-        chance_line(ax, study.chance)
-        shot_axis(ax, map(int, ks), *map(int, ks[len(run.shots()) :]))
-        ax.set_title(run.model, fontsize=10)
-        ax.set_ylim(0, 1)
-        ax.set_ylabel("test accuracy")
-    most = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-    most.legend(fontsize=7, loc="lower right")
+        accuracy_axis(ax, study.chance)
+        ax.set_title(wrap(run.model, 30))
+        ax.tick_params(labelbottom=True)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("test accuracy")
+    # one axis for all panels
+    zero, everything = any("zero_shot" in run.metrics for run in runs), any(run.shots() != run.shots(everything=True) for run in runs)
+    for ax in axes:
+        shot_axis(ax, sorted({int(k) for run in runs for k in run.shots()}), zero, everything, even_shots(runs))
+    keys = [key(name, color=GREY, marker=STYLES[name][0], linestyle=STYLES[name][1], ms=4, lw=1.2) for name in STYLES if name in used]
+    keys += [key("zero-shot (its 95 % interval)", color=GREY, marker="*", ms=9, linestyle="")] if zero else []
+    legend_below(fig, [*keys, key(**CHANCE)])
+    head(fig, f"{study.name}: few labels, mean and standard deviation of the draws")
     return fig
 
 
-def draw_curves(study, lines):
-    """Training and validation accuracy against epochs; `lines` are (run, label, colour, line style)."""
+def draw_curves(study, title, lines, keys):
+    """Training and validation accuracy against epochs; `lines` are (run, colour, line style)."""
     fig, axes = panels(2, sharey=True)
-    for i, (run, label, colour, line) in enumerate(lines):
+    for i, (run, colour, line) in enumerate(lines):
         rows = [row for row in run.history if "epoch" in row and row["seed"] == run.history[0]["seed"]]
         count = run.record["data"]["counts"]["val"]
         trained = [row for row in rows if row["train"] is not None]
-        axes[0].plot([r["epoch"] for r in trained], [r["train"] for r in trained], line, color=colour, label=label, lw=1.4)
+        axes[0].plot([r["epoch"] for r in trained], [r["train"] for r in trained], line, color=colour, lw=1.4)
         val = np.array([row["val"] for row in rows])
-        axes[1].plot([row["epoch"] for row in rows], val, line, color=colour, label=label, lw=1.4)
+        axes[1].plot([row["epoch"] for row in rows], val, line, color=colour, lw=1.4)
         low, high = wilson(val[-1], count)
-        end, error = rows[-1]["epoch"] * (1.02 + 0.015 * i), [[val[-1] - low], [high - val[-1]]]
+        beside = 1.02 + min(0.015, 0.15 / len(lines)) * i
+        end, error = rows[-1]["epoch"] * beside, [[val[-1] - low], [high - val[-1]]]
         axes[1].errorbar([end], val[-1:], error, color=colour, elinewidth=0.8, capsize=2)
+    keys = list(keys)
     for ax, split in zip(axes, ("training batches, augmented", "validation, 95 % interval at the end")):
-        ax.set_title(split, fontsize=10)
+        ax.set_title(split)
         ax.set_xlabel("epoch")
-        if study.chance > ax.get_ylim()[0]:
-            chance_line(ax, study.chance)
+    if study.chance > axes[0].get_ylim()[0]:
+        for ax in axes:
+            ax.axhline(study.chance, **CHANCE)
+        keys.append(key(**CHANCE))
     axes[0].set_ylabel(f"accuracy (chance {study.chance:.3f})")
-    fig.legend(*axes[1].get_legend_handles_labels(), fontsize=7.5, loc="outside lower center", ncols=3)
+    legend_below(fig, keys)
+    head(fig, title)
     return fig
 
 
 def draw_frozen(study):
     """A linear layer alone from a random start, and all of the encoder from the linear probe."""
+    kinds = {"frozen": ("--", "linear layer alone, from a random start"), "ml": ("-", "all of the encoder, from the linear probe")}
     lines = []
     for model in study.models:
-        for variant, label, line in (("frozen", "linear layer alone, from random", "--"), ("ml", "all, from the probe", "-")):
+        for variant, (line, _) in kinds.items():
             if run := study.tuned(model, (variant,)):
-                lines.append((run, f"{model}: {label}", study.colours[model], line))
-    return draw_curves(study, lines)
+                lines.append((run, study.colours[model], line))
+    keys = [key(model, color=study.colours[model]) for model in study.models if model in {run.model for run, *_ in lines}]
+    keys += [key(label, color=GREY, linestyle=line) for line, label in kinds.values() if line in {line for *_, line in lines}]
+    return draw_curves(study, f"{study.name}: what is trained, and from where", lines, keys)
 
 
 def draw_methods(study, model):
     """ml and cs on either upsampling."""
-    lines = []
+    lines, keys = [], []
     for upsampling, colour in zip(UPSAMPLINGS, (study.colours[model], "#000000")):
         for variant, line in (("ml", "--"), ("cs", "-")):
             if run := study.tuned(model, (variant,), upsampling):
-                lines.append((run, f"{model}: {variant.upper()}, {upsampling}", colour, line))
-    return draw_curves(study, lines)
+                lines.append((run, colour, line))
+                keys.append(key(f"{variant.upper()}, {upsampling}", color=colour, linestyle=line))
+    return draw_curves(study, f"{study.name}: {model}, fine-tuned", lines, keys)
 
 
 def draw_prompts(study):
     """Templates ranked by the accuracy on which they were chosen, ± one standard error: the best, the default, the worst."""
     runs = study.find("prompts")
-    fig, axes = panels(len(runs), height=4.6, across=2)
+    fig, axes = panels(len(runs), across=2)
+    tallest = 0
     for ax, run in zip(axes, runs):
         ranked = sorted(run.metrics["templates"], key=lambda row: -row["top1"])
         places = {row["template"]: i for i, row in enumerate(ranked)}
@@ -345,28 +423,32 @@ def draw_prompts(study):
         shown = sorted(
             {*range(min(12, len(ranked))), *([] if default is None else [default]), *range(max(0, len(ranked) - 3), len(ranked))}
         )
-        for y, i in enumerate(shown):
+        names = [wrap(f"{i + 1}. {'(default) ' * (i == default)}{ranked[i]['template']}", 38) for i in shown]
+        lines = np.array([name.count("\n") + 1 for name in names])
+        ys = np.cumsum(lines + 0.4) - lines / 2  # as far from each other as their names are high
+        for y, i in zip(ys, shown):
             row, chosen = ranked[i], ranked[i]["template"] in run.metrics["ensemble"]
             fill = study.colours[run.model] if chosen else "white"
             ax.errorbar([row["top1"]], [y], xerr=[row["se"]], marker="o", ms=5, color=study.colours[run.model], mfc=fill, elinewidth=1)
-        names = [f"{i + 1}. {'(default) ' * (i == default)}{ranked[i]['template']}" for i in shown]
-        ax.set_yticks(range(len(shown)), [textwrap.shorten(name, 46, placeholder=" …") for name in names], fontsize=6, parse_math=False)
-        ax.invert_yaxis()
+        ax.set_yticks(ys, names)
+        ax.set_ylim(ys[-1] + lines[-1], 0)
+        tallest = max(tallest, ys[-1] + lines[-1])
         split, count = next(iter(run.record["data"]["counts"].items()))
-        ax.set_xlabel(f"accuracy on {count:,} {split} images", fontsize=8)
-        ax.tick_params(axis="x", labelsize=7)
-        ax.set_title(run.model, fontsize=9)
-    fig.suptitle(f"of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}", fontsize=9)
+        ax.set_xlabel(f"accuracy on {count:,} {split} images")
+        ax.set_title(wrap(run.model, 34))
+    fig.set_figheight(len({ax.get_subplotspec().rowspan.start for ax in axes}) * (0.145 * tallest + 0.7) + 0.3)
+    head(fig, f"{study.name}: of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}")
     return fig
 
 
 def draw_confusions(study, most=3):
     """The most confused pairs of classes, as pictures: one that was mistaken, and one of the class it was taken for."""
     runs = [run for run in (*study.find("zero_shot"), *study.find("linear_probe")) if len(run.arrays["pairs"])]
-    fig = Figure(figsize=(9, 1.75 * len(runs)), layout="constrained")
-    fig.get_layout_engine().set(wspace=0.12)
-    axes = fig.subplots(len(runs), most, squeeze=False)
-    for row, run in zip(axes, runs):
+    most = min(most, max(len(run.arrays["pairs"]) for run in runs))
+    fig = Figure(figsize=(1.2 + 2.6 * max(most, 2), 1), layout="constrained")
+    fig.get_layout_engine().set(wspace=0.08)
+    tallest = 0
+    for row, run in zip(fig.subplots(len(runs), most, squeeze=False), runs):
         a, classes = run.arrays, run.record["data"]["classes"]
         counts = {(c["true"], c["predicted"]): f"{c['count']} of {c['count'] / c['share']:.0f}" for c in run.metrics["confusions"]}
         pictures = a["pictures"][len(a["shown"]) :].reshape(-1, 2, *a["pictures"].shape[1:])
@@ -376,10 +458,16 @@ def draw_confusions(study, most=3):
             names = classes[a["true"][i]], classes[a["predicted"][i]]
             gap = np.full((mistaken.shape[0], max(1, mistaken.shape[1] // 8), 3), 255, np.uint8)
             ax.imshow(np.concatenate([mistaken, gap, other], 1))
-            title = " → ".join(textwrap.shorten(name, 22, placeholder=" …") for name in names)
-            ax.set_title(f"{title}\n{counts[names]}", fontsize=7.5, parse_math=False)
+            title = " → ".join(names)
+            if len(title) > 36:  # a line for each name, or more
+                title = f"{wrap(f'{names[0]} →', 36)}\n{wrap(names[1], 36)}"
+            title += f"\n{counts[names]}"
+            ax.set_title(title)
+            tallest = max(tallest, title.count("\n") + 1)
         place = {"transform": row[0].transAxes, "ha": "right", "va": "center"}
-        row[0].text(-0.04, 0.5, f"{run.model}\n{run.method}", fontsize=8, parse_math=False, **place)
+        row[0].text(-0.04, 0.5, f"{wrap(run.model, 16)}\n{run.method}", **place)
+    fig.set_figheight(len(runs) * (1.3 + 0.16 * tallest) + 0.3)
+    head(fig, f"{study.name}: true class → what it was taken for, how often, and a test picture of each")
     return fig
 
 
@@ -388,19 +476,22 @@ def draw_wise(study):
     fig, (ax,) = panels(1, width=6.5)
     runs = [study.tuned(model, (variant,)) for model in study.models for variant in ("ml", "cs")]
     runs = [run for run in runs if run and run.metrics["wise"]]
+    keys = []
     for i, run in enumerate(runs):
         wise, colour, count = run.metrics["wise"], study.colours[run.model], run.record["data"]["counts"]["val"]
         x, y = np.array([float(a) for a in wise]), np.array(list(wise.values()))
         low, high = np.array([wilson(v, count) for v in y]).T
-        place = x + 0.008 * (i - (len(runs) - 1) / 2)  # side by side, or bars would hide each other
+        place = x + min(0.008, 0.08 / len(runs)) * (i - (len(runs) - 1) / 2)  # side by side, or bars would hide each other
         line, marker = ("-", "D") if run.variant == "cs" else ("--", "s")
-        look = {"color": colour, "linestyle": line, "marker": marker, "mfc": "white", "lw": 1.2, "elinewidth": 0.5, "ms": 4}
-        ax.errorbar(place, y, [y - low, high - y], label=f"{run.model}, {run.variant}", **look)
+        look = {"color": colour, "linestyle": line, "marker": marker, "mfc": "white", "lw": 1.2, "ms": 4}
+        ax.errorbar(place, y, [y - low, high - y], label=f"{run.model}, {run.variant}", elinewidth=0.5, **look)
         at = np.argmin(np.abs(x - run.metrics["wise_alpha"]))
         ax.plot(place[at], y[at], marker, color=colour, ms=8, zorder=9)
-    ax.set_xlabel("alpha: 0 is the start, 1 the best fine-tuned weights")
-    ax.set_ylabel(f"validation accuracy, 95 % interval (chance {study.chance:.3f})", fontsize=8)
-    ax.legend(fontsize=7, loc="lower right")
+        keys.append(key(f"{run.model}, {run.variant}", **look))
+    ax.set_xlabel("alpha: 0 is the start, 1 the best fine-tuned weights; filled: chosen")
+    ax.set_ylabel(f"validation accuracy\n95 % interval; chance {study.chance:.3f}")
+    legend_below(fig, keys)
+    head(fig, f"{study.name}: weights between start and fine-tuned")
     return fig
 
 
@@ -425,10 +516,21 @@ def draw_upsampling(study):
     return fig
 
 
+def speed_ticks(low, high):
+    """Round numbers of images a second, as many as their labels have room for."""
+    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if all(b / a >= (high / low) ** 0.2 for a, b in pairwise(ticks)):
+            break
+    return ticks
+
+
 def draw_summary(study):
-    """Test accuracy with its interval, against labels a class and against the speed of the encoder."""
-    fig, (left, right) = panels(2, height=4.4, sharey=True, width_ratios=(2.2, 1))
-    ks, everything, used = set(), 1, set()
+    """Test accuracy with its interval, against labels a class and, where it was measured, against the speed of the encoder."""
+    speeds = {model: study.speeds[model] for model in study.models if study.speeds.get(model)}
+    fig, axes = panels(1 + bool(speeds), height=4.2, sharey=True, width_ratios=(2.2, 1)[: 1 + bool(speeds)])
+    left, right = axes[0], axes[-1]
 
     def point(ax, x, entry, **kwargs):
         mean, low, high = entry.accuracy()
@@ -436,45 +538,45 @@ def draw_summary(study):
         ax.errorbar([x], [mean], error, color=study.colours[entry.model], elinewidth=0.8, linestyle="", **kwargs)
         return mean
 
-    for i, model in enumerate(study.models):
-        beside = 1.05 ** (2 * i - len(study.models) + 1)  # side by side, or bars would hide each other
-        if few := study.one("few_shot", model):
-            mine = few.shots()
-            means = [point(left, int(k) * beside, shown(study, model, k), marker=".", ms=4) for k in mine]
-            left.plot([int(k) * beside for k in mine], means, color=study.colours[model], lw=1.3)
-            ks.update(int(k) for k in mine)
-        tuned = [study.tuned(model, (variant,)) for variant in ("ml", "cs")]
-        mine = [study.one("zero_shot", model), study.one("linear_probe", model), *tuned]
-        for order, run in enumerate(mine):
-            if run is None:
-                continue
-            used.add(run.method)
-            style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
-            total = run.record["labels_used"] / len(run.record["data"]["classes"])
-            everything = max(everything, total)
-            x = 0.5 * beside if run.method == "zero-shot" else total * 1.04 ** (3 * i + order - 1.5 * len(study.models))
-            point(left, x, run, **style)
-            if model in study.speeds:
-                point(right, study.speeds[model] * 1.04 ** (order - 1), run, **style)
-    for ax in (left, right):
-        chance_line(ax, study.chance)
-        ax.set_ylim(0, 1)
-    shot_axis(left, [k for k in sorted(ks) if k < 0.75 * everything], everything)
-    left.set_ylabel("test accuracy, 95 % interval")
-    if study.speeds:
+    def beside(i, count, most):
+        """The i-th of `count` stands a factor off, lest bars hide each other; all of them within `most` octaves."""
+        return 2 ** (min(0.14, most / count) * (i - (count - 1) / 2))
+
+    few = study.find("few_shot")
+    ks = sorted({int(k) for run in few for k in run.shots()})
+    for run in few:
+        aside, mine = beside(study.models.index(run.model), len(study.models), 0.6), run.shots()
+        means = [point(left, int(k) * aside, shown(study, run.model, k), marker=".", ms=4) for k in mine]
+        left.plot([int(k) * aside for k in mine], means, color=study.colours[run.model], lw=1.3)
+    named = [run for model in study.models if (run := study.one("zero_shot", model))]
+    taught = [[study.one("linear_probe", model), *(study.tuned(model, (v,)) for v in ("ml", "cs"))] for model in study.models]
+    taught = [run for runs in taught for run in runs if run]
+    places = {id(run): 0.5 * beside(i, len(named), 0.6) for i, run in enumerate(named)}
+    places |= {id(run): place_of_all(ks) * beside(i, len(taught), 0.8) for i, run in enumerate(taught)}
+
+    low, high = min(speeds.values(), default=1) / 1.7, max(speeds.values(), default=1) * 1.7
+    for run in (*named, *taught):
+        style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
+        point(left, places[id(run)], run, **style)
+        if run.model in speeds:
+            point(right, speeds[run.model] * (high / low) ** (0.02 * (list(MARKERS).index(run.method) - 1)), run, **style)
+    for ax in axes:
+        accuracy_axis(ax, study.chance)
+    shot_axis(left, ks, bool(named), bool(taught), even_shots(few))
+    left.set_ylabel("test accuracy")
+    left.set_title("lines: few labels, by the methods that the table advises" if few else "with all labels or none")
+    if speeds:
         right.set_xscale("log")
-        right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        right.set_xlim(low, high)
+        right.set_xticks(ticks := speed_ticks(low, high), [f"{tick:,g}" for tick in ticks])
         right.minorticks_off()
-        low, high = right.get_xlim()
-        right.set_xlim(low / 1.5, high * 1.5)
-    right.set_xlabel("encoder, images/s")
-    handles = [Line2D([], [], color=study.colours[m], label=m) for m in study.models]
-    handles += [Line2D([], [], color=GREY, linestyle="", marker=MARKERS[m], label=m) for m in MARKERS if m in used]
-    handles += [Line2D([], [], color=GREY, linestyle=(0, (2, 2)), lw=0.8, label="chance")]
-    left.legend(handles=handles, fontsize=7.5, loc="lower right", ncols=2)
-    left.set_title(f"{study.name}: lines are few labels, the methods that the table advises", fontsize=9, parse_math=False)
-    right.set_title("with all labels or none", fontsize=9)
+        right.set_xlabel("encoder, images/s")
+        right.set_title("with all labels or none")
+    used = {run.method for run in (*named, *taught)}
+    keys = [key(model, color=study.colours[model]) for model in study.models]
+    keys += [key(method, color=GREY, linestyle="", marker=marker) for method, marker in MARKERS.items() if method in used]
+    legend_below(fig, [*keys, key(**CHANCE)])
+    head(fig, f"{study.name}: test accuracy, 95 % interval")
     return fig
 
 
@@ -484,7 +586,8 @@ def figures(study):
 
     def plan(name, draw, *args, lacks, found):
         if found:
-            drawn[f"{name}.png"] = draw(study, *args)
+            with rc_context(FONTS):
+                drawn[f"{name}.png"] = draw(study, *args)
         else:
             lacking.append((f"{name}.png", lacks))
 

@@ -1,6 +1,7 @@
 """plot.py on results whose numbers are known, and the Makefile's plan."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -9,7 +10,10 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ROOT
-from matplotlib.colors import to_hex
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 import plot
@@ -226,6 +230,10 @@ def labels(ax):
     return [label for label in ax.get_legend_handles_labels()[1] if label != "chance"]
 
 
+def legend(fig):
+    return [text.get_text() for text in fig.legends[0].get_texts()]
+
+
 def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
     s = study(woods)
     drawn, lacking = plot.figures(s)
@@ -234,8 +242,14 @@ def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
     clip, best, fast = drawn["few_shot.png"].axes
     assert labels(clip) == ["class-mean", "linear", "tip", "text-init", "zero-shot"] and labels(fast) == ["class-mean", "linear"]
     train, val = drawn["frozen_and_full.png"].axes
-    assert len(labels(train)) == len(labels(val)) == 6
-    assert labels(drawn["methods-m-clip.png"].axes[0]) == [f"m-clip: {m}, {u}" for u in plot.UPSAMPLINGS for m in ("ML", "CS")]
+    drawn_as = [(s.colours[model], line) for model in s.models for line in ("--", "-")]
+    assert [(line.get_color(), line.get_linestyle()) for line in train.lines] == drawn_as  # and no chance, which lies below
+    assert legend(drawn["frozen_and_full.png"]) == [
+        *s.models,
+        "linear layer alone, from a random start",
+        "all of the encoder, from the linear probe",
+    ]
+    assert legend(drawn["methods-m-clip.png"]) == [f"{m}, {u}" for u in plot.UPSAMPLINGS for m in ("ML", "CS")]
     assert labels(drawn["wise_ft.png"].axes[0]) == ["m-clip, ml", "m-clip, cs", "m-best, ml", "m-fast, ml"]
     assert len(drawn["prompts.png"].axes[0].get_yticks()) == 15 and len(drawn["zero_shot-m-clip.png"].axes) == 16
     titles = [ax.get_title() for ax in drawn["confusions.png"].axes]
@@ -257,6 +271,150 @@ def test_draws_from_results_alone_at_the_width_of_a_readme(woods, tmp_path, monk
     assert code == 0 and not err and "missing" not in out
     files = sorted((tmp_path / "figures" / "woods").iterdir())
     assert len(files) == 9 and all(600 <= Image.open(file).width <= 920 for file in files)
+
+
+# ---- how figures look -------------------------------------------------------------------------------------------------
+
+
+def texts(fig):
+    """{text: its box in pixels} of all that is written in a figure, ticks inside their axes alone, as (text, box)."""
+    FigureCanvasAgg(fig).draw()
+    found = []
+    for text in fig.findobj(Text):
+        if text.get_visible() and text.get_text().strip():
+            found.append(text)
+    for ax in fig.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if not (low <= tick.get_loc() <= high and axis.get_visible() and ax.axison):
+                    found = [text for text in found if text not in (tick.label1, tick.label2)]
+    return [(text.get_text(), text.get_window_extent()) for text in found]
+
+
+def faults(fig):
+    """What a reader could not read: text outside, over other text, or cut; a legend over axes."""
+    all_of_them, frame, wrong = texts(fig), fig.bbox, []
+    for i, (text, box) in enumerate(all_of_them):
+        if "…" in text:
+            wrong.append(f"cut: {text}")
+        if box.x0 < frame.x0 - 1 or box.y0 < frame.y0 - 1 or box.x1 > frame.x1 + 1 or box.y1 > frame.y1 + 1:
+            wrong.append(f"outside: {text}")
+        wrong += [f"{text!r} over {other!r}" for other, b in all_of_them[:i] if Bbox.intersection(box.padded(-1), b.padded(-1))]
+    for box in (legend.get_window_extent() for legend in (*fig.legends, *(ax.get_legend() for ax in fig.axes)) if legend):
+        wrong += [f"a legend over {ax.get_title()!r}" for ax in fig.axes if box.overlaps(ax.get_window_extent())]
+    return wrong
+
+
+LONG = ["yellow_billed_long_tailed_mountain_cuckoo", "a" * 40, "great northern diver of the farther $eas$", "Melon Piel de Sapo"]
+
+
+def odd(folder, models, shots=("1", "4", "32"), clips=(), speeds=None, everything=80):
+    """Results of frozen features alone, of `models`, with `everything` training images."""
+    counts = {"train": everything, "val": 20, "test": N}
+    over = {"data": {"fingerprint": "f1", "classes": CLASSES, "words": CLASSES, "counts": counts}, "labels_used": everything}
+    for i, model in enumerate(models):
+        wrong = range(10 + 8 * i)
+        write(folder, "linear_probe", model, {"near_copies": 0, "test_without_near_copies": 0.5, "confusions": []}, model, wrong, over=over)
+        if model in clips:
+            write(folder, "zero_shot", model, {"top1": 0.5, "confusions": []}, model, wrong, over={**over, "labels_used": 0})
+        if shots:
+            zero = {"zero_shot": 0.5, "zero_shot_ci95": [0.4, 0.6]} if model in clips else {}
+            table = {k: {"mean": 1 - len(wrong) / N, "std": 0.02} for k in shots}
+            few = {"labels": {k: min(4 * int(k), everything) for k in shots}, "methods": ["linear"], "linear": table, **zero}
+            right = np.ones((len(shots), 1, 2, N), np.uint8)
+            right[..., list(wrong)] = 0
+            write(folder, "few_shot", model, few, model, over=over, arrays={"right": right})
+    if speeds:
+        (folder / "woods.speed.json").write_text(json.dumps({"images_per_second": dict(zip(models, speeds))}))
+
+
+NINE = [f"a-model-with-number-{i}" for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"models": ["one"], "speeds": [317.0]},
+        {"models": ["one"], "shots": ("1",), "clips": ["one"], "speeds": [0.4]},
+        {"models": ["one", "two"], "shots": ()},
+        {"models": ["one", "two"], "shots": ("64",), "speeds": [100.0, 103.0]},
+        {
+            "models": NINE[:4],
+            "shots": ("1", "3", "4", "5", "6", "7", "8", "9", "16", "32"),
+            "clips": NINE[:1],
+            "speeds": [1, 20, 800, 40000],
+        },
+        {
+            "models": NINE,
+            "shots": ("1", "2", "4", "8", "16", "32", "64", "128"),
+            "clips": NINE[:5],
+            "speeds": range(70, 150, 9),
+            "everything": 4000,
+        },
+    ],
+    ids=["one encoder", "k=1", "no few_shot", "all alone", "four encoders, many k", "nine encoders"],
+)
+def test_figures_of_odd_studies_can_be_read(kwargs, tmp_path):
+    odd(tmp_path, **kwargs)
+    s = study(tmp_path)
+    drawn, _ = plot.figures(s)
+    assert {file: wrong for file, fig in drawn.items() if "zero_shot" not in file and (wrong := faults(fig))} == {}
+    for file in {"summary.png", "few_shot.png"} & {*drawn}:
+        ax = drawn[file].axes[0]
+        ticks = {label.get_text(): x for x, label in zip(ax.get_xticks(), ax.get_xticklabels())}
+        assert ("0" in ticks) == bool(kwargs.get("clips")), file
+        assert ticks.get("all", math.inf) == max(ax.get_xticks()) if "all" in ticks else file == "few_shot.png"
+        x = [x for line in ax.lines if line.get_label() != "chance" for x in line.get_xdata()]
+        assert ax.get_xlim()[0] < min(x) and max(x) < ax.get_xlim()[1], file
+
+
+@pytest.mark.parametrize("low", [0.03, 1, 1.9, 2.1, 95, 9000, 20000])
+def test_speeds_have_ticks_that_do_not_touch(low, tmp_path):
+    for factor in (1, 1.3, 2, 3, 5, 9, 30, 400, 20000):
+        odd(tmp_path, ["one", "two"], shots=(), speeds=[low, min(low * factor, 60000)])
+        with plot.rc_context(plot.FONTS):
+            fig = plot.draw_summary(study(tmp_path))
+        right = fig.axes[1]
+        shown = [x for x in right.get_xticks() if right.get_xlim()[0] <= x <= right.get_xlim()[1]]
+        assert len(shown) >= (2 if factor > 3 else 1) and not faults(fig), (low, factor)
+
+
+def test_all_stand_right_of_the_last_number_however_uneven_the_classes(tmp_path):
+    """60, 20, 5 and 2 training images: 32 labels a class are more than the mean of all, which is 22."""
+    odd(tmp_path, ["one"], ("1", "4", "32", "64"), everything=87)
+    few = tmp_path / "few_shot/woods/one.json"
+    few.write_text(few.read_text().replace('"32": 87', '"32": 59').replace('"4": 16', '"4": 15'))
+    drawn, _ = plot.figures(study(tmp_path))
+    for file in ("summary.png", "few_shot.png"):
+        ax = drawn[file].axes[0]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "32", "all"], file
+        assert list(ax.get_xticks()) == sorted(ax.get_xticks()) and ax.get_xlabel() == "labels a class, or all that a class has"
+        last = max(x for line in ax.lines if line.get_label() != "chance" for x in line.get_xdata())
+        assert 32 < ax.get_xticks()[-1] == pytest.approx(last), file
+
+
+def test_names_are_whole_however_long(woods):
+    s = study(woods)
+    for run in s.runs:
+        run.record["data"]["classes"] = LONG
+        for c in run.metrics.get("confusions", []):
+            c["true"], c["predicted"] = LONG[CLASSES.index(c["true"])], dict(zip(CLASSES, LONG)).get(c["predicted"], "yew")
+    for row in (rows := s.one("prompts", "m-clip").metrics["templates"]):
+        row["template"] = row["template"].replace("of a {}", "that was taken on a dark winter night of a {}, a type of {type}")
+    s.name = "woods and " * 20
+    drawn, _ = plot.figures(s)
+    drawn = {file: fig for file, fig in drawn.items() if "zero_shot" not in file and file != "upsampling.png"}
+    assert {file: wrong for file, fig in drawn.items() if (wrong := faults(fig))} == {}
+    seen = "".join("".join(text.split()) for text, _ in texts(drawn["confusions.png"]))
+    assert all("".join(name.split()) in seen for name in LONG[:2])  # the first and last, which are confused, with their neighbours
+    seen = "".join("".join(text.split()) for text, _ in texts(drawn["prompts.png"]))
+    assert "".join(rows[0]["template"].split()) in seen
+
+
+def test_nine_encoders_have_nine_colours_and_none_is_that_of_chance():
+    shades = [np.array(to_rgb(colour)) for colour in (*plot.COLOURS, plot.GREY, "black")]
+    assert len(shades) == 11 and min(np.abs(a - b).max() for i, a in enumerate(shades) for b in shades[:i]) > 0.2
 
 
 @pytest.mark.parametrize(
