@@ -229,7 +229,7 @@ FONTS = {
     "text.parse_math": False,  # a name may hold a $
 }
 TICKS = 8  # points; an argument, because ticks are made when the file is written, after FONTS are over
-LETTERS = 11  # to an inch at 10 points, few of them wide
+LETTERS = 13  # to an inch, of a title
 
 
 def wrap(text, width):
@@ -291,6 +291,7 @@ def shot_axis(ax, ks, zero, everything, even=True):
         else:
             after = x
     ax.set_xscale("log", base=2)
+    ax.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.minorticks_off()
     ax.set_xlabel("labels a class" if even else "labels a class, or all that a class has")
@@ -564,7 +565,7 @@ def draw_summary(study):
         accuracy_axis(ax, study.chance)
     shot_axis(left, ks, bool(named), bool(taught), even_shots(few))
     left.set_ylabel("test accuracy")
-    left.set_title("lines: few labels, by the methods that the table advises" if few else "with all labels or none")
+    left.set_title("lines: few labels, by the methods that the table advises" if ks else "with all labels or none")
     if speeds:
         right.set_xscale("log")
         right.set_xlim(low, high)

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -263,19 +264,22 @@ def read_ahead(pool, read, batches):
             yield [future.result() for future in ready]
 
 
-def draw_grid(file, columns):
-    """PNG with the lists of pictures (H, W, 3) in `columns`, {title: list}, beside each other, however large they are."""
+def draw_grid(file, rows, title):
+    """PNG with the lists of pictures (H, W, 3) in `rows`, {name: list}, under each other, however large they are."""
     from matplotlib.figure import Figure  # here, because it takes half a second to import
 
-    rows = len(next(iter(columns.values())))
-    fig = Figure(figsize=(2.4 * len(columns), 2.4 * rows + 0.3), layout="constrained")
-    axes = fig.subplots(rows, len(columns), squeeze=False)
-    for column, (title, pictures) in zip(axes.T, columns.items()):
-        column[0].set_title(title)
-        for ax, picture in zip(column, pictures):
+    count = len(next(iter(rows.values())))
+    width = max(5.0, 1 + 1.6 * count)
+    fig = Figure(figsize=(width, 1.65 * len(rows) + 0.4), layout="constrained")
+    axes = fig.subplots(len(rows), count, squeeze=False)
+    for line, (name, pictures) in zip(axes, rows.items()):
+        for ax, picture in zip(line, pictures):
             ax.imshow(picture, interpolation="nearest")
-            ax.axis("off")
-    fig.savefig(file, format="png", dpi=80)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        line[0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
+    fig.suptitle(textwrap.fill(title, int(12 * width)), fontsize=11, parse_math=False)
+    fig.savefig(file, format="png", dpi=100)
 
 
 # ---- the three commands, which are main()'s and alone touch common ----------------------------------------------------
@@ -420,7 +424,10 @@ def evaluate(args, models, data, started):
     print("note: this is another scale than that of use, where these pictures themselves are enlarged; what decides is accuracy")
     if args.grid:
         with atomic(args.grid) as temporary:
-            draw_grid(temporary, columns)
+            measured = {name: f"{m['mean']:.1f} dB" for name, m in metrics["psnr"].items()}
+            measured |= {"low": f"{size // SCALE} px", "original": f"{size} px"}
+            rows = {f"{name}\n{measured[name.lower()]}": pictures for name, pictures in columns.items()}
+            draw_grid(temporary, rows, f"{data.name}: test pictures, PSNR as mean of all {len(images.rows):,}")
         print(f"drew {args.grid}")
     if args.out:
         arrays = {title.lower(): np.stack(column) for title, column in columns.items()}

@@ -45,22 +45,25 @@ def zero_shot(x, z, scale):
     return scale * F.normalize(x, dim=1) @ z.T
 
 
-def draw_grid(file, pixels, predicted, true):
-    """4x4 picture of uint8 images (16, S, S, 3), each captioned `Predicted (True)` in green where right, red where wrong."""
+def draw_grid(file, pixels, predicted, true, title):
+    """PNG of uint8 images (B, S, S, 3), four in a row, each captioned `Predicted (True)` in green where right, red where wrong."""
     from matplotlib.figure import Figure  # here, because it takes half a second to import
 
-    fig = Figure(figsize=(11, 12.5))
-    axes = fig.subplots(4, 4)
+    captions = [f"{p} ({t})" for p, t in zip(predicted, true)]
+    for i, (p, t) in enumerate(zip(predicted, true)):
+        if len(captions[i]) > 30:  # a line for each name, or more, so that names are whole
+            captions[i] = f"{textwrap.fill(p, 30)}\n{textwrap.fill(f'({t})', 30)}"
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    rows = -(-len(pixels) // 4)
+    fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
+    axes = fig.subplots(rows, 4, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, image, p, t in zip(axes.flat, pixels, predicted, true):
+    for ax, image, caption, right in zip(axes.flat, pixels, captions, np.array(predicted) == np.array(true)):
         ax.imshow(image)
-        caption = f"{p} ({t})"
-        if len(caption) > 28:  # one line each, and no longer than the picture is wide
-            caption = "\n".join((textwrap.shorten(p, 28, placeholder=" …"), textwrap.shorten(f"({t})", 28, placeholder=" …)")))
-        ax.set_title(caption, color=GREEN if p == t else RED, fontsize=11, parse_math=False)
-    fig.tight_layout()
-    fig.savefig(file, format="png", dpi=80)
+        ax.set_title(caption, color=GREEN if right else RED, fontsize=9, parse_math=False)
+    fig.suptitle(textwrap.fill(title, 110), fontsize=11, parse_math=False)
+    fig.savefig(file, format="png", dpi=100)
 
 
 def main():
@@ -104,7 +107,8 @@ def main():
         pick = np.random.default_rng(args.seed).permutation(len(labels))[:16]
         guess, true = logits.numpy().argmax(1)[pick], labels[pick]
         with atomic(args.grid) as temporary:
-            draw_grid(temporary, images.pixels[images.rows[pick]], [data.classes[i] for i in guess], [data.classes[i] for i in true])
+            title = f"{data.name}: zero-shot, {model.name}, accuracy {m['top1']:.3f}; predicted (true)"
+            draw_grid(temporary, images.pixels[images.rows[pick]], [data.classes[i] for i in guess], [data.classes[i] for i in true], title)
         print(f"drew {args.grid}")
     if args.out:
         write_result(args.out, args, data, model, {args.split: images}, m, started, logits, labels_used)

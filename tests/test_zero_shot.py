@@ -186,7 +186,7 @@ def test_bad_input_is_one_line(args, word, world, call):
 
 def test_grid_takes_any_class_name(tmp_path):
     names = ["$a_$", "a" * 90, "三", "{x} %s \\"] * 4
-    zero_shot.draw_grid(tmp_path / "g.png", np.zeros((16, 8, 8, 3), np.uint8), names, names[::-1])
+    zero_shot.draw_grid(tmp_path / "g.png", np.zeros((16, 8, 8, 3), np.uint8), names, names[::-1], "$woods$")
     assert Image.open(tmp_path / "g.png").size[0] > 600
 
 
