@@ -229,7 +229,7 @@ FONTS = {
     "text.parse_math": False,  # a name may hold a $
 }
 TICKS = 8  # points; an argument, because ticks are made when the file is written, after FONTS are over
-LETTERS = 13  # to an inch, of a title
+LETTERS = 12  # to an inch, of a title
 
 
 def wrap(text, width):
@@ -424,7 +424,7 @@ def draw_prompts(study):
         shown = sorted(
             {*range(min(12, len(ranked))), *([] if default is None else [default]), *range(max(0, len(ranked) - 3), len(ranked))}
         )
-        names = [wrap(f"{i + 1}. {'(default) ' * (i == default)}{ranked[i]['template']}", 38) for i in shown]
+        names = [wrap(f"{i + 1}. {'(default) ' * (i == default)}{ranked[i]['template']}", 38 if len(runs) > 1 else 60) for i in shown]
         lines = np.array([name.count("\n") + 1 for name in names])
         ys = np.cumsum(lines + 0.4) - lines / 2  # as far from each other as their names are high
         for y, i in zip(ys, shown):
@@ -455,6 +455,7 @@ def draw_confusions(study, most=3):
         pictures = a["pictures"][len(a["shown"]) :].reshape(-1, 2, *a["pictures"].shape[1:])
         for ax in row:
             ax.axis("off")
+            ax.set_anchor("N")  # the layout reckons with titles above the whole of a place
         for ax, (mistaken, other), i in zip(row, pictures, a["pairs"][:, 0]):
             names = classes[a["true"][i]], classes[a["predicted"][i]]
             gap = np.full((mistaken.shape[0], max(1, mistaken.shape[1] // 8), 3), 255, np.uint8)

@@ -278,7 +278,7 @@ def draw_grid(file, rows, title):
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         line[0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
-    fig.suptitle(textwrap.fill(title, int(12 * width)), fontsize=11, parse_math=False)
+    fig.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11, parse_math=False)
     fig.savefig(file, format="png", dpi=100)
 
 

@@ -50,19 +50,21 @@ def draw_grid(file, pixels, predicted, true, title):
     from matplotlib.figure import Figure  # here, because it takes half a second to import
 
     captions = [f"{p} ({t})" for p, t in zip(predicted, true)]
-    for i, (p, t) in enumerate(zip(predicted, true)):
-        if len(captions[i]) > 30:  # a line for each name, or more, so that names are whole
-            captions[i] = f"{textwrap.fill(p, 30)}\n{textwrap.fill(f'({t})', 30)}"
+    for i, names in enumerate(zip(predicted, true)):
+        if len(captions[i]) > 30:  # a line for each name, or more, so that names are whole; broken after _ too
+            lines = [textwrap.fill(name.replace("_", "_ "), 25).replace("_ ", "_") for name in names]
+            captions[i] = "{}\n({})".format(*lines)
     lines = 1 + max(caption.count("\n") for caption in captions)
     rows = -(-len(pixels) // 4)
     fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
     axes = fig.subplots(rows, 4, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+        ax.set_anchor("N")  # the layout reckons with captions above the whole of a place
     for ax, image, caption, right in zip(axes.flat, pixels, captions, np.array(predicted) == np.array(true)):
         ax.imshow(image)
         ax.set_title(caption, color=GREEN if right else RED, fontsize=9, parse_math=False)
-    fig.suptitle(textwrap.fill(title, 110), fontsize=11, parse_math=False)
+    fig.suptitle(textwrap.fill(title, 90), fontsize=11, parse_math=False)
     fig.savefig(file, format="png", dpi=100)
 
 
