@@ -234,6 +234,7 @@ LETTERS = 12  # to an inch, of a title
 
 def wrap(text, width):
     """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
+    width -= width * sum(map(str.isupper, text)) // (4 * len(text) + 1)  # capitals are wider
     return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
 
 
@@ -291,7 +292,7 @@ def shot_axis(ax, ks, zero, everything, even=True):
         else:
             after = x
     ax.set_xscale("log", base=2)
-    ax.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
+    ax.set_xlim(min(ticks) / 1.4, max(ticks) * 1.4)
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.minorticks_off()
     ax.set_xlabel("labels a class" if even else "labels a class, or all that a class has")
@@ -460,8 +461,8 @@ def draw_confusions(study, most=3):
             names = classes[a["true"][i]], classes[a["predicted"][i]]
             gap = np.full((mistaken.shape[0], max(1, mistaken.shape[1] // 8), 3), 255, np.uint8)
             ax.imshow(np.concatenate([mistaken, gap, other], 1))
-            title = " → ".join(names)
-            if len(title) > 36:  # a line for each name, or more
+            title = wrap(" → ".join(names), 36)
+            if "\n" in title:  # a line for each name, or more
                 title = f"{wrap(f'{names[0]} →', 36)}\n{wrap(names[1], 36)}"
             title += f"\n{counts[names]}"
             ax.set_title(title)

@@ -49,11 +49,14 @@ def draw_grid(file, pixels, predicted, true, title):
     """PNG of uint8 images (B, S, S, 3), four in a row, each captioned `Predicted (True)` in green where right, red where wrong."""
     from matplotlib.figure import Figure  # here, because it takes half a second to import
 
-    captions = [f"{p} ({t})" for p, t in zip(predicted, true)]
+    def broken(text, letters):  # capitals are wider; after _ as after a space
+        letters -= letters * sum(map(str.isupper, text)) // (4 * len(text) + 1)
+        return textwrap.fill(text.replace("_", "_ "), letters).replace("_ ", "_")
+
+    captions = [broken(f"{p} ({t})", 29) for p, t in zip(predicted, true)]
     for i, names in enumerate(zip(predicted, true)):
-        if len(captions[i]) > 30:  # a line for each name, or more, so that names are whole; broken after _ too
-            lines = [textwrap.fill(name.replace("_", "_ "), 25).replace("_ ", "_") for name in names]
-            captions[i] = "{}\n({})".format(*lines)
+        if "\n" in captions[i]:  # a line for each name, or more, so that names are whole
+            captions[i] = "{}\n({})".format(*(broken(name, 25) for name in names))
     lines = 1 + max(caption.count("\n") for caption in captions)
     rows = -(-len(pixels) // 4)
     fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
@@ -64,7 +67,7 @@ def draw_grid(file, pixels, predicted, true, title):
     for ax, image, caption, right in zip(axes.flat, pixels, captions, np.array(predicted) == np.array(true)):
         ax.imshow(image)
         ax.set_title(caption, color=GREEN if right else RED, fontsize=9, parse_math=False)
-    fig.suptitle(textwrap.fill(title, 90), fontsize=11, parse_math=False)
+    fig.suptitle(broken(title, 90), fontsize=11, parse_math=False)
     fig.savefig(file, format="png", dpi=100)
 
 

@@ -306,7 +306,7 @@ def faults(fig):
     return wrong
 
 
-LONG = ["yellow_billed_long_tailed_mountain_cuckoo", "a" * 40, "great northern diver of the farther $eas$", "Melon Piel de Sapo"]
+LONG = ["yellow_billed_long_tailed_mountain_cuckoo", "a" * 40, "great northern diver of the farther $eas$", "EASTERN GOLDEN WEAVER"]
 
 
 def odd(folder, models, shots=("1", "4", "32"), clips=(), speeds=None, everything=80):
@@ -371,7 +371,7 @@ def test_figures_of_odd_studies_can_be_read(kwargs, tmp_path):
 
 @pytest.mark.parametrize("low", [0.03, 1, 1.9, 2.1, 95, 9000, 20000])
 def test_speeds_have_ticks_that_do_not_touch(low, tmp_path):
-    for factor in (1, 1.3, 2, 3, 5, 9, 30, 400, 20000):
+    for factor in (1, 1.3, 3, 9, 30, 400, 20000):
         odd(tmp_path, ["one", "two"], shots=(), speeds=[low, min(low * factor, 60000)])
         with plot.rc_context(plot.FONTS):
             fig = plot.draw_summary(study(tmp_path))

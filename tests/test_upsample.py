@@ -352,6 +352,17 @@ def test_what_it_measures_is_scikit_images(world, call, weights):
     assert Image.open("g.png").size[0] > 600
 
 
+def test_the_grid_of_one_picture_is_no_larger_than_that_of_five(tmp_path):
+    sizes = []
+    for count in (1, 5):
+        rows = {name: [np.zeros((8, 8, 3), np.uint8)] * count for name in ("low\n2 px", "bicubic\n20.0 dB", "SRGAN\n21.0 dB")}
+        sr.draw_grid(tmp_path / "g.png", rows, "woods and meadows " * 9)
+        drawn = np.asarray(Image.open(tmp_path / "g.png").convert("L"))
+        assert all((edge == 255).all() for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]))  # nothing is cut
+        sizes.append(drawn.shape)
+    assert sizes[0][0] == sizes[1][0] and 400 < sizes[0][1] < sizes[1][1] == 900
+
+
 def files_of(folder):
     return {str(p.relative_to(folder)): p for p in Path(folder).rglob("*") if p.is_file()}
 

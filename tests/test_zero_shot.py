@@ -190,6 +190,26 @@ def test_grid_takes_any_class_name(tmp_path):
     assert Image.open(tmp_path / "g.png").size[0] > 600
 
 
+def grid(file, names, title="woods"):
+    zero_shot.draw_grid(file, np.zeros((len(names), 8, 8, 3), np.uint8), names, names, title)
+    return np.asarray(Image.open(file).convert("L"))
+
+
+@pytest.mark.parametrize("name", ["a_" * 20, "NORTHERN HAWK OWLS AND AFRICAN JACANAS X", "the great northern diver of farther seas"])
+def test_captions_of_the_grid_are_whole_and_pictures_apart(name, tmp_path):
+    """Names of 40 letters: nothing reaches an edge, and between two columns, under the title, all is white."""
+    drawn = grid(tmp_path / "g.png", [name] * 16, "woods and meadows " * 10)
+    edges = [drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]]
+    gaps = [drawn[60:, x - 3 : x + 3] for x in (225, 450, 675)]
+    assert all((strip == 255).all() for strip in (*edges, *gaps))
+
+
+def test_the_grid_is_as_high_as_what_it_shows(tmp_path):
+    heights = [len(grid(tmp_path / "g.png", names)) for names in (["a"], ["a"] * 4, ["a" * 40] * 4, ["a"] * 5)]
+    assert heights[0] == heights[1] < heights[2] < heights[3]
+    assert not np.array_equal(grid(tmp_path / "g.png", ["a"], "wood"), grid(tmp_path / "g.png", ["a"], "moor"))
+
+
 def test_imagenet_model_says_that_it_has_no_text_side(world, call):
     code, _, err = call(zero_shot.main, "--data", "tiny", "--model", "toy-imagenet")
     assert code == 2 and "no text side" in err and err.count("\n") == 1
