@@ -367,7 +367,11 @@ def test_figures_of_odd_studies_can_be_read(kwargs, tmp_path):
         assert ticks.get("all", math.inf) == max(ax.get_xticks()) if "all" in ticks else file == "few_shot.png"
         x = [x for line in ax.lines if line.get_label() != "chance" for x in line.get_xdata()]
         ends = ax.transData.transform([(min(x), 0), (max(x), 0)])[:, 0]
-        assert ax.bbox.x0 + 8 < ends[0] and ends[1] < ax.bbox.x1 - 8, file  # so is the whole of a star
+        assert ax.bbox.x0 + 7 < ends[0] and ends[1] < ax.bbox.x1 - 7, file  # whole markers
+        places = np.log2(ax.get_xticks())
+        assert max(np.abs(places - np.log2(a)).min() for a in x) < 0.13 * np.log2(np.divide(*ax.get_xlim()[::-1])), (
+            file
+        )  # each near its tick
 
 
 @pytest.mark.parametrize("low", [0.03, 1, 1.9, 2.1, 95, 9000, 20000])
@@ -409,6 +413,7 @@ def test_names_are_whole_however_long(woods):
     assert {file: wrong for file, fig in drawn.items() if (wrong := faults(fig))} == {}
     seen = "".join("".join(text.split()) for text, _ in texts(drawn["confusions.png"]))
     assert all("".join(name.split()) in seen for name in LONG[:2])  # the first and last, which are confused, with their neighbours
+    assert "\n" not in plot.wrap("Daurian Redstart → Baltimore Oriole", 36) and "\n" in plot.wrap("DAURIAN REDSTART → BALTIMORE ORIOLE", 36)
     seen = "".join("".join(text.split()) for text, _ in texts(drawn["prompts.png"]))
     assert "".join(rows[0]["template"].split()) in seen
 
