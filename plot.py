@@ -331,11 +331,13 @@ def draw_few_shot(study):
     """Test accuracy against labels a class; mean and standard deviation of the draws; zero-shot is the star at 0."""
     runs = study.find("few_shot")
     fig, axes = panels(len(runs), sharex=True, sharey=True)
+    fewer = sorted({int(k) for run in runs for k in run.shots()})  # one axis for all panels
+    zero, everything = any("zero_shot" in run.metrics for run in runs), any(run.shots() != run.shots(everything=True) for run in runs)
     used = set()
     for ax, run in zip(axes, runs):
         m, colour = run.metrics, study.colours[run.model]
-        ks, fewer = run.shots(everything=True), [int(k) for k in run.shots()]
-        x = [*fewer, place_of_all(fewer)][: len(ks)]
+        ks = run.shots(everything=True)
+        x = [int(k) for k in run.shots()] + [place_of_all(fewer)] * (len(ks) - len(run.shots()))
         for method in [name for name in STYLES if name in m]:
             marker, line = STYLES[method]
             mean, spread = ([m[method][k][what] or 0 for k in ks] for what in ("mean", "std"))
@@ -346,14 +348,11 @@ def draw_few_shot(study):
             error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
             ax.errorbar([0.5], [m["zero_shot"]], error, marker="*", ms=11, color=colour, linestyle="", label="zero-shot", elinewidth=0.8)
         accuracy_axis(ax, study.chance)
+        shot_axis(ax, fewer, zero, everything, even_shots(runs))
         ax.set_title(wrap(run.model, 30))
         ax.tick_params(labelbottom=True)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("test accuracy")
-    # one axis for all panels
-    zero, everything = any("zero_shot" in run.metrics for run in runs), any(run.shots() != run.shots(everything=True) for run in runs)
-    for ax in axes:
-        shot_axis(ax, sorted({int(k) for run in runs for k in run.shots()}), zero, everything, even_shots(runs))
     keys = [key(name, color=GREY, marker=STYLES[name][0], linestyle=STYLES[name][1], ms=4, lw=1.2) for name in STYLES if name in used]
     keys += [key("zero-shot (its 95 % interval)", color=GREY, marker="*", ms=9, linestyle="")] if zero else []
     legend_below(fig, [*keys, key(**CHANCE)])
@@ -438,7 +437,7 @@ def draw_prompts(study):
         split, count = next(iter(run.record["data"]["counts"].items()))
         ax.set_xlabel(f"accuracy on {count:,} {split} images")
         ax.set_title(wrap(run.model, 34))
-    fig.set_figheight(len({ax.get_subplotspec().rowspan.start for ax in axes}) * (0.145 * tallest + 0.7) + 0.3)
+    fig.set_figheight(-(-len(runs) // 2) * (0.145 * tallest + 0.7) + 0.3)
     head(fig, f"{study.name}: of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}")
     return fig
 
@@ -554,13 +553,12 @@ def draw_summary(study):
     named = [run for model in study.models if (run := study.one("zero_shot", model))]
     taught = [[study.one("linear_probe", model), *(study.tuned(model, (v,)) for v in ("ml", "cs"))] for model in study.models]
     taught = [run for runs in taught for run in runs if run]
-    places = {id(run): 0.5 * beside(i, len(named), 0.6) for i, run in enumerate(named)}
-    places |= {id(run): place_of_all(ks) * beside(i, len(taught), 0.8) for i, run in enumerate(taught)}
-
+    points = [(0.5 * beside(i, len(named), 0.6), run) for i, run in enumerate(named)]
+    points += [(place_of_all(ks) * beside(i, len(taught), 0.8), run) for i, run in enumerate(taught)]
     low, high = min(speeds.values(), default=1) / 1.7, max(speeds.values(), default=1) * 1.7
-    for run in (*named, *taught):
+    for x, run in points:
         style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
-        point(left, places[id(run)], run, **style)
+        point(left, x, run, **style)
         if run.model in speeds:
             point(right, speeds[run.model] * (high / low) ** (0.02 * (list(MARKERS).index(run.method) - 1)), run, **style)
     for ax in axes:
@@ -575,7 +573,7 @@ def draw_summary(study):
         right.minorticks_off()
         right.set_xlabel("encoder, images/s")
         right.set_title("with all labels or none")
-    used = {run.method for run in (*named, *taught)}
+    used = {run.method for _, run in points}
     keys = [key(model, color=study.colours[model]) for model in study.models]
     keys += [key(method, color=GREY, linestyle="", marker=marker) for method, marker in MARKERS.items() if method in used]
     legend_below(fig, [*keys, key(**CHANCE)])

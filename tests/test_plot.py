@@ -399,6 +399,14 @@ def test_all_stand_right_of_the_last_number_however_uneven_the_classes(tmp_path)
         assert 32 < ax.get_xticks()[-1] == pytest.approx(last), file
 
 
+def test_all_stand_in_one_place_where_encoders_were_taught_with_other_numbers(tmp_path):
+    odd(tmp_path, ["one"], ("1", "4", "32"))
+    odd(tmp_path, ["two"], ("1", "2", "32"))
+    axes = plot.draw_few_shot(study(tmp_path)).axes
+    assert [max(max(line.get_xdata()) for line in ax.lines if line.get_label() != "chance") for ax in axes] == [8, 8]
+    assert [[label.get_text() for label in ax.get_xticklabels()] for ax in axes] == [["1", "2", "4", "all"]] * 2
+
+
 def test_names_are_whole_however_long(woods):
     s = study(woods)
     for run in s.runs:
