@@ -555,7 +555,9 @@ def draw_summary(study):
     taught = [run for runs in taught for run in runs if run]
     points = [(0.5 * beside(i, len(named), 0.6), run) for i, run in enumerate(named)]
     points += [(place_of_all(ks) * beside(i, len(taught), 0.8), run) for i, run in enumerate(taught)]
-    low, high = min(speeds.values(), default=1) / 1.7, max(speeds.values(), default=1) * 1.7
+    slowest, fastest = min(speeds.values(), default=1), max(speeds.values(), default=1)
+    margin = max(1.7, (fastest / slowest) ** 0.08)
+    low, high = slowest / margin, fastest * margin
     for x, run in points:
         style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
         point(left, x, run, **style)
