@@ -12,105 +12,146 @@
 
 PYTHON ?= .venv/bin/python
 DATA   ?= toy
-NAME   := $(notdir $(DATA:%/=%))
-CLIP   ?= $(if $(filter toy,$(NAME)),toy-ViT toy-RN,RN101 ViT-B-32)
-IMAGENET ?= $(if $(filter toy,$(NAME)),toy-imagenet,resnet101 efficientnet_b7 vit_b_32)
+
+# make takes a space for the end of a name
+ifneq ($(word 2,$(DATA)),)
+FOUND := $(or $(wildcard data/$(subst $() ,\ ,$(DATA))),$(DATA))
+LINK  := $(subst $() ,-,$(notdir $(DATA:%/=%)))
+$(error DATA="$(DATA)" has a space, at which make ends a name: rename the folder, or link to it by \
+mkdir -p data && ln -s "$$(cd "$(FOUND)" && pwd)" data/$(LINK) and say DATA=$(LINK))
+endif
+
+# DATA may be a path; its last part is the name of its results
+NAME := $(notdir $(DATA:%/=%))
+
+ifeq ($(NAME),toy)
+CLIP     ?= toy-ViT toy-RN
+IMAGENET ?= toy-imagenet
+FINETUNE ?= 1
+# small encoders bear, and need, larger steps (chosen on held-out training images) and more epochs than finetune.py's default,
+# and small pictures a small SRGAN
+RATES    ?= 5e-4
+TUNE     ?= --epochs 12
+SRGAN    ?= --blocks 4 --width 32 --epochs 8 --adversarial 4
+else
+CLIP     ?= RN101 ViT-B-32
+IMAGENET ?= resnet101 efficientnet_b7 vit_b_32
+# training networks takes a GPU, or patience
+FINETUNE ?= 0
+# learning rates that validation chooses among
+RATES    ?= 1e-5 1e-4
+endif
 
 # what no split may cut, a regular expression or a .csv file (--groups); the loss of accuracy that does not matter
 GROUPS ?=
 MARGIN ?= .02
-override COMMON := $(if $(GROUPS), --groups '$(GROUPS)')
+
+# 0 is for people; make knows empty and not empty
+override FINETUNE := $(filter-out 0,$(FINETUNE))
+# CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
+ifdef FINETUNE
+UPSAMPLED ?= $(CLIP)
+endif
 
 # ViT-B/32 and ViT-L/14@336px as files can be called
-override CLIP := $(subst @,-,$(subst /,-,$(CLIP)))
-
-# training networks takes a GPU, or patience, but for toys; CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
-FINETUNE  ?= $(if $(filter toy,$(NAME)),1,0)
-UPSAMPLED ?= $(if $(filter-out 0,$(FINETUNE)),$(CLIP))
-
-# learning rates that validation chooses among; small encoders bear, and need, larger steps (chosen on held-out training images)
-RATES ?= $(if $(filter toy,$(NAME)),5e-4,1e-5 1e-4)
-# small encoders need more epochs than finetune.py's default, and small pictures a small SRGAN
-TUNE  ?= $(if $(filter toy,$(NAME)),--epochs 12)
-SRGAN ?= $(if $(filter toy,$(NAME)),--blocks 4 --width 32 --epochs 8 --adversarial 4)
+override CLIP      := $(subst @,-,$(subst /,-,$(CLIP)))
+override UPSAMPLED := $(subst @,-,$(subst /,-,$(UPSAMPLED)))
 
 # glibc hands large tensors back after each use and pays for fresh pages at the next; other systems do not know these
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 
+# in your own environment nothing is installed
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
 TEST_ENV := .venv/installed-tests
 endif
+# toy.py is needed for its data and for its encoders
 ifneq ($(filter toy,$(DATA))$(filter toy-%,$(CLIP) $(IMAGENET)),)
 WORLD := weights/toy-imagenet.pt
 endif
 
-# NAME/MODEL of every run; the data sets NAME, which the device enlarges, and NAME-srgan
-CLIPS     := $(CLIP:%=$(NAME)/%)
-ENLARGED  := $(UPSAMPLED:%=$(NAME)-srgan/%)
-ALL       := $(CLIPS) $(IMAGENET:%=$(NAME)/%)
+# FOLDER/MODEL of every run: encoders on the data set NAME, which the device enlarges, and CLIP on NAME-srgan, which SRGAN has
+CLIPS    := $(CLIP:%=$(NAME)/%)
+ALL      := $(CLIPS) $(IMAGENET:%=$(NAME)/%)
+ENLARGED := $(UPSAMPLED:%=$(NAME)-srgan/%)
+
+# one result a run
 ZERO_SHOT := $(patsubst %,results/zero_shot/%.json,$(CLIPS) $(ENLARGED))
-PROMPTS   := $(CLIPS:%=results/prompts/%.json)
+PROMPTS   := $(patsubst %,results/prompts/%.json,$(CLIPS))
 PROBES    := $(patsubst %,results/linear_probe/%.json,$(ALL) $(ENLARGED))
-FEW_SHOT  := $(ALL:%=results/few_shot/%.json)
-RESTORED  := $(if $(UPSAMPLED),results/upsample/$(NAME)/eval.json)
-ifneq ($(filter-out 0,$(FINETUNE)),)
+FEW_SHOT  := $(patsubst %,results/few_shot/%.json,$(ALL))
+ifdef UPSAMPLED
+RESTORED  := results/upsample/$(NAME)/eval.json
+endif
+ifdef FINETUNE
 ML        := $(foreach rate,$(RATES),$(patsubst %,results/finetune/%-ml-$(rate).json,$(ALL) $(ENLARGED)))
 CS        := $(foreach rate,$(RATES),$(patsubst %,results/finetune/%-cs-$(rate).json,$(CLIPS) $(ENLARGED)))
-FROZEN    := $(ALL:%=results/finetune/%-frozen.json)
+FROZEN    := $(patsubst %,results/finetune/%-frozen.json,$(ALL))
 endif
 RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(CS) $(FROZEN)
 
 # rewritten only when a picture, the name of a class or a setting has changed, and then every run is out of date
-STAMP := results/$(NAME).fingerprint
+STAMP    := results/$(NAME).fingerprint
 SETTINGS := TUNE=$(TUNE) SRGAN=$(SRGAN) GROUPS=$(GROUPS)
-# --data of a run: DATA may be a path, of which NAME is the last part
-OF = $(if $(filter $(NAME),$(*D)),$(DATA),$(*D))
 
 .PHONY: all study test check readme clean help
 .DELETE_ON_ERROR:
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
 all: | $(ENV) $(WORLD)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) --settings '$(SETTINGS)' $(if $(filter-out toy,$(NAME)),--runs $(RUNS))
+	$(PYTHON) bench/stamp.py --data $(DATA) --stamp $(STAMP) --settings '$(SETTINGS)'
+ifneq ($(NAME),toy)
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) --rates $(words $(RATES)) --tune '$(TUNE)' --srgan '$(SRGAN)' --runs $(RUNS)
+endif
 	-$(MAKE) --no-print-directory --keep-going study
 	-$(PYTHON) bench/speed.py --data $(DATA) --models $(CLIP) $(IMAGENET) --out results/$(NAME).speed.json
 	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
 
 study: $(RUNS)
 
+# only where there is none; `all` looks each time whether it still holds
 $(STAMP): | $(ENV) $(WORLD)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $@ --settings '$(SETTINGS)'
+	$(PYTHON) bench/stamp.py --data $(DATA) --stamp $@ --settings '$(SETTINGS)'
 
 $(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
-$(foreach run,$(RUNS),$(if $(findstring /$(NAME)-srgan/,$(run)),$(run))): data/$(NAME)-srgan/upsample.json
+$(filter results/zero_shot/$(NAME)-srgan/% results/linear_probe/$(NAME)-srgan/% results/finetune/$(NAME)-srgan/%,$(RUNS)): \
+  data/$(NAME)-srgan/upsample.json
+
+# Of results/SCRIPT/FOLDER/MODEL.json, % and so $* are FOLDER/MODEL, of which $(*D) and $(*F) are the parts. FOLDER is NAME,
+# whose place is DATA, or NAME-srgan.
+WHERE = --data $(patsubst $(NAME),$(DATA),$(*D))
+ifdef GROUPS
+override COMMON := $() --groups '$(GROUPS)'
+endif
 
 $(ZERO_SHOT): results/zero_shot/%.json:
-	$(PYTHON) zero_shot.py --data $(OF) --model $(*F)$(COMMON) --out $@
+	$(PYTHON) zero_shot.py $(WHERE) --model $(*F)$(COMMON) --out $@
 
 $(PROMPTS): results/prompts/%.json:
-	$(PYTHON) prompts.py --data $(OF) --model $(*F)$(COMMON) --out $@
+	$(PYTHON) prompts.py $(WHERE) --model $(*F)$(COMMON) --out $@
 
 $(PROBES): results/linear_probe/%.json:
-	$(PYTHON) linear_probe.py --data $(OF) --model $(*F)$(COMMON) --save $(@:.json=.safetensors) --out $@
+	$(PYTHON) linear_probe.py $(WHERE) --model $(*F)$(COMMON) --save $(@:.json=.safetensors) --out $@
 
 $(FEW_SHOT): results/few_shot/%.json:
-	$(PYTHON) few_shot.py --data $(OF) --model $(*F)$(COMMON) --out $@
+	$(PYTHON) few_shot.py $(WHERE) --model $(*F)$(COMMON) --out $@
 
-# ml starts from the head of the probe; one seed
-define TUNED
-$(filter %-ml-$(1).json,$(ML)): results/finetune/%-ml-$(1).json: | results/linear_probe/%.json
-	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F)$$(COMMON) --method ml --head results/linear_probe/$$*.safetensors --lr $(1) $$(TUNE) --out $$@
+# FOLDER/MODEL-ml-RATE or FOLDER/MODEL-cs-RATE: what is behind the last -ml- or -cs-, and what is before it
+RATE    = $(lastword $(subst -ml-, ,$(subst -cs-, ,$*)))
+ENCODER = $(patsubst %-ml-$(RATE),%,$(patsubst %-cs-$(RATE),%,$*))
 
-$(filter %-cs-$(1).json,$(CS)): results/finetune/%-cs-$(1).json:
-	$$(PYTHON) finetune.py --data $$(OF) --model $$(*F)$$(COMMON) --method cs --lr $(1) $$(TUNE) --out $$@
-endef
-$(foreach rate,$(if $(ML),$(RATES)),$(eval $(call TUNED,$(rate))))
+# ml starts from the head of the probe, whose name make can work out in a second expansion only (of $$)
+.SECONDEXPANSION:
+$(ML): results/finetune/%.json: | results/linear_probe/$$(ENCODER).json
+	$(PYTHON) finetune.py $(WHERE) --model $(notdir $(ENCODER))$(COMMON) --method ml --head results/linear_probe/$(ENCODER).safetensors --lr $(RATE) $(TUNE) --out $@
+
+$(CS): results/finetune/%.json:
+	$(PYTHON) finetune.py $(WHERE) --model $(notdir $(ENCODER))$(COMMON) --method cs --lr $(RATE) $(TUNE) --out $@
 
 # a linear layer from nothing, as the curves show it that the trained encoder is compared with
 $(FROZEN): results/finetune/%-frozen.json:
-	$(PYTHON) finetune.py --data $(OF) --model $(*F)$(COMMON) --freeze --head random $(TUNE) --out $@
+	$(PYTHON) finetune.py $(WHERE) --model $(*F)$(COMMON) --freeze --head random $(TUNE) --out $@
 
 weights/srgan-$(NAME).safetensors:
 	$(PYTHON) upsample.py train --data $(DATA)$(COMMON) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json

@@ -1,30 +1,38 @@
-"""How long `make all` will take on this machine, before it begins; and whether pictures have changed since it ran last.
+"""How long `make all` still has to work on this machine, said before it begins.
 
     python bench/estimate.py --data fruits360 --runs results/few_shot/fruits360/RN101.json ...
-    python bench/estimate.py --data toy --stamp results/toy.fingerprint       # rewrites the file only if a picture changed
 
-Each model encodes a few batches of noise. The rest is arithmetic, rough, and rougher on a busy machine.
+The pieces are measured here: starting a script, decoding some of the pictures, and for each model encoding them, a caption, a
+step of a fit and one of training. The rest is arithmetic, rough, and rougher where the load of the machine changes.
 """
 
 import argparse
-import json
 import re
+import subprocess
 import sys
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import finetune
+import linear_probe
+import prompts
 import upsample
-from common import atomic, counted, digest, fail, load_data, load_model, pick_device, speed
+from common import HOLDOUT, counted, embed_captions, fail, image_sizes, load_data, load_model, pick_device, read_image
 
-START, FIT = 6, 30  # seconds: to start a script; to fit a probe or few-shot methods on a few thousand features
-STEP = 3  # forward passes that a training step costs
-RATES = 2  # learning rates that make tries
-EPOCHS, BATCH, STAGES = 5, 16, (20, 10)  # defaults of finetune.py and of upsample.py train
+# counted in runs on 12 and 100 sports, birds, simpsons, fruits360 and toy pictures
+EVALUATIONS = 130  # of the loss in the sweep of a probe, times the root of the images a class: 31 to 168
+FEW_SHOT = 0.5  # of the time of a sweep takes few_shot.py; with captions three times as long
+CHOOSING = 8  # times that prompts.py goes over its templates
+FROZEN = 0.45  # of a training step, where only the head is trained: toy-ViT .40, toy-RN .48
 CRITIC = 3  # pixel steps that an adversarial step costs
+SAVING = 0.01  # seconds to write an enlarged picture
 
 
 def duration(seconds):
@@ -34,89 +42,152 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-def generator_step(device):
-    """Seconds of a step on pixels with SRGAN's own size, from one crop: on a GPU too much."""
-    net = upsample.Generator(16, 64).to(device)
-    side = upsample.SIDE // upsample.SCALE
+def seconds(work, rounds=2):
+    """Of the fastest call of a few, after one that warms up; `work` gives a tensor, so that its device is waited for."""
     times = []
-    for _ in range(4):
+    for _ in range(1 + rounds):
         began = time.perf_counter()
-        net(torch.rand(1, 3, side, side, device=device)).mean().backward()
-        next(net.parameters()).grad.sum().item()  # waits for the device
+        work().cpu()
         times.append(time.perf_counter() - began)
-    return BATCH * min(times)
+    return min(times[1:])
 
 
-def restamp(stamp, data, settings):
-    """Rewrite the stamp where anything has changed that every result depends on, and say what; whether there was another."""
-    now = {"pictures": data.fingerprint, "names of classes": digest([data.words, data.type]), "settings": settings}
-    files = sorted(Path("weights").glob("*.pt"))  # of the toys; plot.py refuses results of different weights
-    now["weights"] = digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if data.name == "toy" else [])
-    before, there = {}, stamp.is_file()
-    if there:
-        with suppress(ValueError):  # of an older form
-            before = json.loads(stamp.read_text(encoding="utf-8"))
-    if before == now:
-        return False
-    if there:
-        what = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
-        print(f"{data.name}: {', '.join(what)} changed, every result is made anew")
-    with atomic(stamp) as temporary:
-        temporary.write_text(json.dumps(now), encoding="utf-8")
-    return there
+def speed(model, x):
+    """Images a second from uint8 (B, 3, S, S) to features."""
+    return len(x) / seconds(lambda: model.encode_image(x))
+
+
+def decode(data, rows, size):
+    """(seconds a picture, uint8 (N, 3, size, size)) of some of the pictures; broken ones the runs will name."""
+    began = time.perf_counter()
+
+    def read(row):
+        with suppress(Exception):
+            return read_image(data.root / row[0], size)[0]
+
+    with ThreadPoolExecutor() as pool:
+        found = [pixels for pixels in pool.map(read, rows) if pixels is not None]
+    return (time.perf_counter() - began) / len(rows), torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+
+
+def training(net, x):
+    """Seconds a picture of x (B, 3, S, S) to go through a network and back."""
+    parameters = [p.requires_grad_(True) for p in net.parameters()]
+    return seconds(lambda: torch.autograd.grad(net(x).float().square().mean(), parameters, allow_unused=True)[0], 1) / len(x)
+
+
+def option(text, name, default):
+    """The number behind --name in the options that make hands to a script."""
+    found = re.search(rf"--{name}[ =](\d+)", text)
+    return int(found[1]) if found else default
+
+
+def costs(model, x, data, n, epochs):
+    """{run: seconds} with the features that it is the first to need; x (N, 3, S, S) are pictures, n {kind: how many} of them."""
+    image = 1 / speed(model, x[torch.arange(model.batch) % len(x)])
+    captions = [f"a photo of a {word}, a type of {data.type}." for word in data.words[:32]]
+    caption = seconds(lambda: embed_captions(model, captions)) / len(captions) if model.encode_text else 0
+    captions, templates = caption * len(data.words), len(prompts.POOL) * (1 + bool(data.type))
+
+    rows, classes = min(n["train"], 2000), len(data.classes)
+    features, labels = torch.randn(rows, model.width, device=model.device), torch.arange(rows, device=model.device) % classes
+    head = features.new_zeros(classes, model.width), features.new_zeros(classes)
+    fit = seconds(lambda: linear_probe.logistic_regression(features, labels, 0.01, *head, steps=10)[0])
+    evaluation = fit / 11 * n["train"] / rows  # of which 10 steps take 11
+    sweep = EVALUATIONS * (n["train"] / classes) ** 0.5 * evaluation
+
+    x = x[: max(1, min(32, int(0.25 / image)))].to(model.device)  # few where they take long
+    matrices, sigmas = map(torch.from_numpy, finetune.draw_augmentation(0, 0, len(x)))
+    blurred = sigmas.nonzero()[:, 0]
+    warp = [t.to(model.device) for t in (matrices, blurred, sigmas[blurred])]
+    augmented = seconds(lambda: finetune.augment(x, *warp, model.size), 1) / len(x)
+    with model.autocast():
+        step = epochs * n["learn"] * (augmented + training(model.visual, model.inputs(x)))
+    tuned = step + image * ((10 + 2 * epochs) * n["held"] + 3 * n["test"])  # looks at them, of WiSE-FT and while it trains
+    return {
+        "zero_shot": captions + n["test"] * image,
+        "prompts": templates * (2 * captions + CHOOSING * evaluation / 2) + (n["all"] - n["test"]) * image,
+        "linear_probe": n["probes"] * sweep + n["all"] * image,
+        "few_shot": sweep * FEW_SHOT * (3 if caption else 1),
+        "ml": tuned,
+        "cs": tuned,
+        "frozen": FROZEN * step + image * (2 * epochs * n["held"] + 2 * n["test"]),
+    }
+
+
+def srgan(data, rows, n, options, device):
+    """Seconds to train with these options, to enlarge all pictures and to measure it."""
+    sizes = [size for size in image_sizes(data, rows) if size]
+    side = upsample.short_side(sizes) // 4
+    net = upsample.Generator(option(options, "blocks", 16), option(options, "width", 64)).to(device)
+    step = training(net, torch.rand(8, 3, side, side, device=device))
+    epochs, adversarial = option(options, "epochs", 20), option(options, "adversarial", 10)
+    looks = 2 * (epochs + adversarial) * min(upsample.VALIDATE, n["held"]) / 3  # a step goes there once and back twice
+    larger = np.mean([width * height for width, height in sizes]) / side**2
+    enlarging = n["all"] * (larger * step / 3 + SAVING)
+    return step * (n["learn"] * (epochs + CRITIC * adversarial) + looks) + enlarging
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--runs", nargs="*", default=[], metavar="FILE", help="results that make will make where they are missing")
-    parser.add_argument("--stamp", metavar="FILE", help="keep here what every result depends on: pictures, words, settings, weights")
-    parser.add_argument("--settings", default="", metavar="TEXT", help="those of the Makefile")
+    parser.add_argument("--runs", nargs="*", default=[], type=Path, metavar="FILE", help="results that make makes where they are missing")
+    parser.add_argument("--stamp", type=Path, metavar="FILE", help="and where they are older than this")
+    parser.add_argument("--rates", type=int, default=2, help="learning rates that FINETUNE=1 tries (%(default)s)")
+    parser.add_argument("--tune", default="", metavar="TEXT", help="options of finetune.py")
+    parser.add_argument("--srgan", default="", metavar="TEXT", help="options of upsample.py train")
     args = parser.parse_args()
-
-    data, changed = load_data(args.data, union=True), False
-    if args.stamp:
-        changed = restamp(Path(args.stamp), data, args.settings)
-    if wrong := [file for file in args.runs if len(Path(file).parts) < 3]:
+    if wrong := [file for file in args.runs if len(file.parts) < 3]:
         fail(f"--runs {wrong[0]}: must be SCRIPT/DATA/MODEL.json")
-    todo = [Path(file) for file in args.runs if changed or not Path(file).exists()]
-    runs = [
-        (*file.parts[-3:-1], *re.fullmatch(r"(.*?)(-ml|-cs|-frozen)?(?:(?<=-ml|-cs)-[\d.]+e?-?\d*)?", file.stem).groups(""))
-        for file in todo
-    ]
-    if not runs:
+    since = args.stamp.stat().st_mtime if args.stamp and args.stamp.exists() else 0
+    todo = [file for file in args.runs if not file.exists() or file.stat().st_mtime < since]
+    if not todo:
         return
 
+    began = time.perf_counter()
+    subprocess.run([sys.executable, ROOT / "zero_shot.py", "--help"], stdout=subprocess.DEVNULL)
+    start = time.perf_counter() - began
+    with redirect_stdout(None):  # the runs say the same
+        data = load_data(args.data, union=True)
+    n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")}
+    n |= {"all": sum(n.values()), "held": n["val"] or round(HOLDOUT * n["train"])}
+    n |= {"learn": n["train"] if n["val"] else n["train"] - n["held"]}
+    n |= {"probes": 1 if n["val"] else max(1, min(linear_probe.MOST, linear_probe.ENOUGH // max(1, n["held"])))}
+    rows = [row for split in data.splits.values() for row in split]
+    rows = rows[:: -(-len(rows) // 64)]
     device, _ = pick_device()
-    images, train = sum(map(len, data.splits.values())), len(data.splits.get("train", ()))
-    print(f"{data.name}: {counted(images, 'image')}, {counted(len(runs), 'run')} to do on {device}, roughly:")
-    clips = {name for script, _, name, _ in runs if script == "zero_shot"}
-    srgan = any(script == "upsample" for script, *_ in runs)
-    total, more, unknown = 0, 0, []
-    for name in sorted({name for script, _, name, _ in runs if script != "upsample"}):
-        mine = [run for run in runs if run[2] == name]
+    print(f"{data.name}: {counted(n['all'], 'image')}, {counted(len(todo), 'run')} to do on {device}, roughly:")
+
+    tuning = any("finetune" in file.parts for file in args.runs)
+    jobs = {}  # encoder: [(folder, kind of run)]
+    for file in todo:
+        name, kind = re.fullmatch(r"(.*?)(?:-(ml|cs|frozen)(?:(?<!n)-[\d.e-]+)?)?", file.stem).groups()
+        jobs.setdefault(name, []).append((file.parts[-2], kind or file.parts[-3]))
+    restored = jobs.pop("eval", None)
+    total, more, decoded, unknown = 2 * start, 0, {}, []  # bench/speed.py and plot.py begin, too
+    for name, mine in jobs.items():
+        began = time.perf_counter()
         try:
-            model = load_model(name)
+            model = load_model(name, features="penultimate")
         except SystemExit:  # it has said why; the runs will, too
             unknown.append(name)
             continue
-        rate = speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8), rounds=2)
-        fits = sum(START + FIT * (script in ("linear_probe", "few_shot")) for script, *_ in mine)
-        frozen = images / rate * len({folder for _, folder, *_ in mine}) + fits
-        trained = sum({"-ml": STEP, "-cs": STEP, "-frozen": 1}.get(variant, 0) for *_, variant in mine) * EPOCHS * train / rate
-        total += frozen + trained
-        print(f"  {name:16} {rate:8,.1f} images/s: features and fits {duration(frozen)}", end=", ")
-        if trained:
-            print(f"fine-tuning {duration(trained)}")
-        else:  # ml and frozen; of CLIP cs, and both with their features on the enlarged pictures, too
-            wanted = EPOCHS * train / rate * (RATES * STEP * (1 + 3 * (name in clips)) + 1) + (name in clips) * images / rate
-            more += wanted
-            print(f"with FINETUNE=1 {duration(wanted)} more")
-    if clips or srgan:
-        step = generator_step(device)  # enlarging takes a forward pass a picture, for which we take 100 px
-        seconds = train / BATCH * (STAGES[0] + CRITIC * STAGES[1]) * step + images * step / BATCH / STEP * (100 / 24) ** 2
-        total, more = total + srgan * seconds, more + (not srgan) * seconds
-        print(f"  SRGAN            of default size: {'' if srgan else 'with FINETUNE=1 '}{duration(seconds)}{'' if srgan else ' more'}")
+        load = start + time.perf_counter() - began
+        if model.size not in decoded:
+            decoded[model.size] = decode(data, rows, model.size)
+            total += decoded[model.size][0] * n["all"] * len({folder for folder, _ in mine})
+        each = costs(model, decoded[model.size][1], data, n, option(args.tune, "epochs", 5))
+        mine = sum(load + each[kind] for _, kind in mine)
+        wanted = [] if tuning else ["frozen"] + args.rates * ["ml"]
+        if wanted and model.net:  # and the same on the enlarged pictures
+            wanted += args.rates * ["cs"] + ["zero_shot", "linear_probe"] + args.rates * ["ml", "cs"]
+        wanted = sum(load + each[kind] for kind in wanted)
+        total, more = total + mine, more + wanted
+        print(f"  {name:16} {duration(mine)}" + (f", with FINETUNE=1 {duration(wanted)} more" if wanted else ""))
+    if restored or (more and "zero_shot" in str(args.runs)):
+        took = 3 * start + srgan(data, rows, n, args.srgan, device)
+        total, more = (total + took, more) if restored else (total, more + took)
+        print(f"  SRGAN            {duration(took)}" if restored else f"  SRGAN            with FINETUNE=1 {duration(took)} more")
     without = f", without {', '.join(unknown)}," if unknown else ""
     print(f"in all{without} about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
 

@@ -1,0 +1,59 @@
+"""Whether anything has changed that every result of a data set depends on: then the stamp, which make compares them with, is new.
+
+    python bench/stamp.py --data toy --stamp results/toy.fingerprint       # rewrites the file only if something changed
+
+A file that make watches by its time cannot be the pictures themselves: there are many, and copies and git keep no times.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import atomic, digest, load_data
+
+
+def depends(data, settings):
+    """{what: its state} of all that every result depends on."""
+    files = []
+    if data.name == "toy":  # whose encoders are trained here; plot.py refuses results of different weights
+        files = [(file.name, file.stat()) for file in sorted(Path("weights").glob("*.pt"))]
+    return {
+        "pictures": data.fingerprint,
+        "names of classes": digest([data.words, data.type]),
+        "settings": settings,
+        "weights": digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]),
+    }
+
+
+def read(stamp):
+    """What was written there; {} where that cannot be read, so that everything has changed."""
+    with suppress(ValueError):
+        before = json.loads(stamp.read_text(encoding="utf-8"))
+        return before if isinstance(before, dict) else {}
+    return {}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--stamp", required=True, type=Path, metavar="FILE", help="what every result depends on is kept here")
+    parser.add_argument("--settings", default="", metavar="TEXT", help="those of the Makefile")
+    args = parser.parse_args()
+
+    data = load_data(args.data, union=True)
+    now, first = depends(data, args.settings), not args.stamp.is_file()
+    before = {} if first else read(args.stamp)
+    if before == now:
+        return
+    if not first:
+        changed = [what for what in now if before.get(what) != now[what]]
+        print(f"{data.name}: {', '.join(changed)} changed, every result is made anew")
+    with atomic(args.stamp) as temporary:
+        temporary.write_text(json.dumps(now), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
