@@ -102,7 +102,7 @@ SETTINGS := TUNE=$(TUNE) SRGAN=$(SRGAN) GROUPS=$(GROUPS)
 all: | $(ENV) $(WORLD)
 	$(PYTHON) bench/stamp.py --data $(DATA) --stamp $(STAMP) --settings '$(SETTINGS)'
 ifneq ($(NAME),toy)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) --rates $(words $(RATES)) --tune '$(TUNE)' --srgan '$(SRGAN)' --runs $(RUNS)
+	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) --runs $(RUNS)
 endif
 	-$(MAKE) --no-print-directory --keep-going study
 	-$(PYTHON) bench/speed.py --data $(DATA) --models $(CLIP) $(IMAGENET) --out results/$(NAME).speed.json

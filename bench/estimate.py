@@ -1,9 +1,6 @@
-"""How long `make all` still has to work on this machine, said before it begins.
+"""How long `make all` still has to work on this machine: what a few pictures, captions, fits and steps take here, multiplied.
 
-    python bench/estimate.py --data fruits360 --runs results/few_shot/fruits360/RN101.json ...
-
-The pieces are measured here: starting a script, decoding some of the pictures, and for each model encoding them, a caption, a
-step of a fit and one of training. The rest is arithmetic, rough, and rougher where the load of the machine changes.
+python bench/estimate.py --data fruits360 --runs results/few_shot/fruits360/RN101.json ...
 """
 
 import argparse
@@ -11,121 +8,78 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import finetune
-import linear_probe
-import prompts
 import upsample
-from common import HOLDOUT, counted, embed_captions, fail, image_sizes, load_data, load_model, pick_device, read_image
+from common import HOLDOUT, counted, embed_captions, image_sizes, load_data, load_model, pick_device, read_image
+from linear_probe import ENOUGH, MOST, logistic_regression
+from prompts import POOL
 
 # counted in runs on 12 and 100 sports, birds, simpsons, fruits360 and toy pictures
 EVALUATIONS = 130  # of the loss in the sweep of a probe, times the root of the images a class: 31 to 168
-FEW_SHOT = 0.5  # of the time of a sweep takes few_shot.py; with captions three times as long
+FEW_SHOT = 0.5  # of the time of a sweep takes few_shot.py, with captions three times as long: .2 to 1.3
 CHOOSING = 8  # times that prompts.py goes over its templates
-FROZEN = 0.45  # of a training step, where only the head is trained: toy-ViT .40, toy-RN .48
-CRITIC = 3  # pixel steps that an adversarial step costs
-SAVING = 0.01  # seconds to write an enlarged picture
+STEP = 5  # passes that a step of finetune.py costs: toy-ViT 4.3, toy-RN 3.6, squeezenet1_1 3.8, mobilenet_v2 6.5
+FROZEN = 2.2  # and one that trains the head only: toy-ViT 2.0, toy-RN 2.4
+PIXEL, ADVERSARIAL = 6, 12  # passes that a step of upsample.py costs: 5.5 to 6.5 on pixels, twice as many against a discriminator
+RATES, EPOCHS, STAGES, ALPHAS = 2, 5, (20, 10), 11  # defaults of the Makefile, of finetune.py, of upsample.py train, and of WiSE-FT
 
 
 def duration(seconds):
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{int(seconds < 10 * size)}f} {unit}"
-    return f"{seconds:.0f} s"
+    size, unit = next(((size, unit) for size, unit in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 1.5 * size), (1, "s"))
+    return f"{seconds / size:.{int(1 < size and seconds < 10 * size)}f} {unit}"
 
 
-def seconds(work, rounds=2):
-    """Of the fastest call of a few, after one that warms up; `work` gives a tensor, so that its device is waited for."""
+def seconds(work, calls=3):
+    """Of the fastest call but the first, which warms up, or of a single one; `work` waits for its device."""
     times = []
-    for _ in range(1 + rounds):
+    for _ in range(calls):
         began = time.perf_counter()
-        work().cpu()
+        work()
         times.append(time.perf_counter() - began)
-    return min(times[1:])
+    return min(times[1:] or times)
 
 
 def speed(model, x):
     """Images a second from uint8 (B, 3, S, S) to features."""
-    return len(x) / seconds(lambda: model.encode_image(x))
+    return len(x) / seconds(lambda: model.encode_image(x).cpu())
 
 
-def decode(data, rows, size):
-    """(seconds a picture, uint8 (N, 3, size, size)) of some of the pictures; broken ones the runs will name."""
-    began = time.perf_counter()
+def costs(model, data, n):
+    """{kind of run: seconds}, with the features that it is the first to need; n {"train": how many pictures, ...}."""
+    image = 1 / speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8))
+    caption = seconds(lambda: embed_captions(model, 32 * ["a photo of an apple, a type of fruit."])) / 32 if model.net else 0
+    templates, classes, some = len(POOL) * (1 + bool(data.type)), len(data.classes), min(n["train"], 2000)
 
-    def read(row):
-        with suppress(Exception):
-            return read_image(data.root / row[0], size)[0]
-
-    with ThreadPoolExecutor() as pool:
-        found = [pixels for pixels in pool.map(read, rows) if pixels is not None]
-    return (time.perf_counter() - began) / len(rows), torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
-
-
-def training(net, x):
-    """Seconds a picture of x (B, 3, S, S) to go through a network and back."""
-    parameters = [p.requires_grad_(True) for p in net.parameters()]
-    return seconds(lambda: torch.autograd.grad(net(x).float().square().mean(), parameters, allow_unused=True)[0], 1) / len(x)
-
-
-def option(text, name, default):
-    """The number behind --name in the options that make hands to a script."""
-    found = re.search(rf"--{name}[ =](\d+)", text)
-    return int(found[1]) if found else default
-
-
-def costs(model, x, data, n, epochs):
-    """{run: seconds} with the features that it is the first to need; x (N, 3, S, S) are pictures, n {kind: how many} of them."""
-    image = 1 / speed(model, x[torch.arange(model.batch) % len(x)])
-    captions = [f"a photo of a {word}, a type of {data.type}." for word in data.words[:32]]
-    caption = seconds(lambda: embed_captions(model, captions)) / len(captions) if model.encode_text else 0
-    captions, templates = caption * len(data.words), len(prompts.POOL) * (1 + bool(data.type))
-
-    rows, classes = min(n["train"], 2000), len(data.classes)
-    features, labels = torch.randn(rows, model.width, device=model.device), torch.arange(rows, device=model.device) % classes
-    head = features.new_zeros(classes, model.width), features.new_zeros(classes)
-    fit = seconds(lambda: linear_probe.logistic_regression(features, labels, 0.01, *head, steps=10)[0])
-    evaluation = fit / 11 * n["train"] / rows  # of which 10 steps take 11
+    x, y = torch.randn(some, model.width, device=model.device), torch.arange(some, device=model.device) % classes
+    head = x.new_zeros(classes, model.width), x.new_zeros(classes)
+    evaluation = seconds(lambda: logistic_regression(x, y, 0.01, *head, steps=10)[0].cpu()) / 11 * n["train"] / some  # 10 steps take 11
     sweep = EVALUATIONS * (n["train"] / classes) ** 0.5 * evaluation
-
-    x = x[: max(1, min(32, int(0.25 / image)))].to(model.device)  # few where they take long
-    matrices, sigmas = map(torch.from_numpy, finetune.draw_augmentation(0, 0, len(x)))
-    blurred = sigmas.nonzero()[:, 0]
-    warp = [t.to(model.device) for t in (matrices, blurred, sigmas[blurred])]
-    augmented = seconds(lambda: finetune.augment(x, *warp, model.size), 1) / len(x)
-    with model.autocast():
-        step = epochs * n["learn"] * (augmented + training(model.visual, model.inputs(x)))
-    tuned = step + image * ((10 + 2 * epochs) * n["held"] + 3 * n["test"])  # looks at them, of WiSE-FT and while it trains
+    looks = 2 * EPOCHS * n["held"] + 3 * n["test"]
     return {
-        "zero_shot": captions + n["test"] * image,
-        "prompts": templates * (2 * captions + CHOOSING * evaluation / 2) + (n["all"] - n["test"]) * image,
+        "zero_shot": classes * caption + n["test"] * image,
+        "prompts": templates * (2 * classes * caption + CHOOSING * evaluation / 2) + (n["all"] - n["test"]) * image,
         "linear_probe": n["probes"] * sweep + n["all"] * image,
-        "few_shot": sweep * FEW_SHOT * (3 if caption else 1),
-        "ml": tuned,
-        "cs": tuned,
-        "frozen": FROZEN * step + image * (2 * epochs * n["held"] + 2 * n["test"]),
+        "few_shot": sweep * FEW_SHOT * (3 if model.net else 1),
+        "finetune": (STEP * EPOCHS * n["learn"] + looks + ALPHAS * n["held"]) * image,
+        "frozen": (FROZEN * EPOCHS * n["learn"] + looks) * image,
     }
 
 
-def srgan(data, rows, n, options, device):
-    """Seconds to train with these options, to enlarge all pictures and to measure it."""
+def srgan(data, rows, n):
+    """Seconds to train one of default size and to enlarge the pictures below 224 px, of all of which `rows` are some."""
     sizes = [size for size in image_sizes(data, rows) if size]
-    side = upsample.short_side(sizes) // 4
-    net = upsample.Generator(option(options, "blocks", 16), option(options, "width", 64)).to(device)
-    step = training(net, torch.rand(8, 3, side, side, device=device))
-    epochs, adversarial = option(options, "epochs", 20), option(options, "adversarial", 10)
-    looks = 2 * (epochs + adversarial) * min(upsample.VALIDATE, n["held"]) / 3  # a step goes there once and back twice
-    larger = np.mean([width * height for width, height in sizes]) / side**2
-    enlarging = n["all"] * (larger * step / 3 + SAVING)
-    return step * (n["learn"] * (epochs + CRITIC * adversarial) + looks) + enlarging
+    side = upsample.short_side(sizes) // upsample.SCALE
+    model = upsample.as_model(upsample.fold(upsample.Generator()), "srgan", side, *pick_device())
+    one = seconds(lambda: upsample.restore(model, torch.zeros(8, 3, side, side, dtype=torch.uint8)).cpu()) / 8
+    steps = n["learn"] * (PIXEL * STAGES[0] + ADVERSARIAL * STAGES[1]) + 2 * sum(STAGES) * min(upsample.VALIDATE, n["held"])
+    return one * (steps + n["all"] * sum(w * h for w, h in sizes if min(w, h) < 224) / len(sizes) / side**2)
 
 
 def main():
@@ -133,63 +87,47 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--runs", nargs="*", default=[], type=Path, metavar="FILE", help="results that make makes where they are missing")
     parser.add_argument("--stamp", type=Path, metavar="FILE", help="and where they are older than this")
-    parser.add_argument("--rates", type=int, default=2, help="learning rates that FINETUNE=1 tries (%(default)s)")
-    parser.add_argument("--tune", default="", metavar="TEXT", help="options of finetune.py")
-    parser.add_argument("--srgan", default="", metavar="TEXT", help="options of upsample.py train")
     args = parser.parse_args()
-    if wrong := [file for file in args.runs if len(file.parts) < 3]:
-        fail(f"--runs {wrong[0]}: must be SCRIPT/DATA/MODEL.json")
     since = args.stamp.stat().st_mtime if args.stamp and args.stamp.exists() else 0
     todo = [file for file in args.runs if not file.exists() or file.stat().st_mtime < since]
     if not todo:
         return
-
-    began = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / "zero_shot.py", "--help"], stdout=subprocess.DEVNULL)
-    start = time.perf_counter() - began
     with redirect_stdout(None):  # the runs say the same
         data = load_data(args.data, union=True)
-    n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")}
-    n |= {"all": sum(n.values()), "held": n["val"] or round(HOLDOUT * n["train"])}
-    n |= {"learn": n["train"] if n["val"] else n["train"] - n["held"]}
-    n |= {"probes": 1 if n["val"] else max(1, min(linear_probe.MOST, linear_probe.ENOUGH // max(1, n["held"])))}
     rows = [row for split in data.splits.values() for row in split]
-    rows = rows[:: -(-len(rows) // 64)]
-    device, _ = pick_device()
-    print(f"{data.name}: {counted(n['all'], 'image')}, {counted(len(todo), 'run')} to do on {device}, roughly:")
+    n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")} | {"all": len(rows)}
+    n["held"] = n["val"] or max(1, round(HOLDOUT * n["train"]))
+    n["learn"] = n["train"] - (0 if n["val"] else n["held"])
+    n["probes"] = 1 if n["val"] else max(1, min(MOST, ENOUGH // n["held"]))
+    print(f"{data.name}: {counted(len(rows), 'image')}, {counted(len(todo), 'run')} to do on {pick_device()[0]}, roughly:")
 
-    tuning = any("finetune" in file.parts for file in args.runs)
-    jobs = {}  # encoder: [(folder, kind of run)]
+    rows = rows[:: -(-len(rows) // 64)]
+    with ThreadPoolExecutor() as pool:  # a broken picture is for the runs to name
+        decoding = seconds(lambda: wait([pool.submit(read_image, data.root / row[0], 224) for row in rows]), 1) / len(rows) * n["all"]
+    start = seconds(lambda: subprocess.run([sys.executable, ROOT / "zero_shot.py", "--help"], stdout=subprocess.DEVNULL), 1)
+
+    jobs, spent = {}, {"the rest": (decoding + 3 * start, 0)}  # with bench/speed.py and plot.py
+    restored, tuning = ([file for file in runs if what in file.parts] for runs, what in ((todo, "upsample"), (args.runs, "finetune")))
     for file in todo:
-        name, kind = re.fullmatch(r"(.*?)(?:-(ml|cs|frozen)(?:(?<!n)-[\d.e-]+)?)?", file.stem).groups()
-        jobs.setdefault(name, []).append((file.parts[-2], kind or file.parts[-3]))
-    restored = jobs.pop("eval", None)
-    total, more, decoded, unknown = 2 * start, 0, {}, []  # bench/speed.py and plot.py begin, too
+        name = re.sub(r"-(ml|cs)-[\d.e-]+$|-frozen$", "", file.stem)
+        jobs.setdefault(name, []).append("frozen" if file.stem.endswith("-frozen") else file.parts[-3])
+    jobs.pop("eval", None)  # the SRGAN's
     for name, mine in jobs.items():
-        began = time.perf_counter()
-        try:
+        with suppress(SystemExit):  # of one that cannot be loaded, which has said why
+            began = time.perf_counter()
             model = load_model(name, features="penultimate")
-        except SystemExit:  # it has said why; the runs will, too
-            unknown.append(name)
-            continue
-        load = start + time.perf_counter() - began
-        if model.size not in decoded:
-            decoded[model.size] = decode(data, rows, model.size)
-            total += decoded[model.size][0] * n["all"] * len({folder for folder, _ in mine})
-        each = costs(model, decoded[model.size][1], data, n, option(args.tune, "epochs", 5))
-        mine = sum(load + each[kind] for _, kind in mine)
-        wanted = [] if tuning else ["frozen"] + args.rates * ["ml"]
-        if wanted and model.net:  # and the same on the enlarged pictures
-            wanted += args.rates * ["cs"] + ["zero_shot", "linear_probe"] + args.rates * ["ml", "cs"]
-        wanted = sum(load + each[kind] for kind in wanted)
-        total, more = total + mine, more + wanted
-        print(f"  {name:16} {duration(mine)}" + (f", with FINETUNE=1 {duration(wanted)} more" if wanted else ""))
-    if restored or (more and "zero_shot" in str(args.runs)):
-        took = 3 * start + srgan(data, rows, n, args.srgan, device)
-        total, more = (total + took, more) if restored else (total, more + took)
-        print(f"  SRGAN            {duration(took)}" if restored else f"  SRGAN            with FINETUNE=1 {duration(took)} more")
-    without = f", without {', '.join(unknown)}," if unknown else ""
-    print(f"in all{without} about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
+            begin, each = start + time.perf_counter() - began, costs(model, data, n)
+            more = ["frozen"] + RATES * ["finetune"]
+            if model.net:  # cs too, and all on enlarged pictures
+                more += 3 * RATES * ["finetune"] + ["zero_shot", "linear_probe"]
+            spent[name] = [sum(begin + each[kind] for kind in kinds) for kinds in (mine, more * (not tuning))]
+    if restored or (not tuning and any("zero_shot" in file.parts for file in args.runs)):
+        took = 3 * start + srgan(data, rows, n)
+        spent["SRGAN"] = (took, 0) if restored else (0, took)
+    for name, (now, more) in spent.items():
+        print(f"  {name:16} {duration(now)}" + (f", with FINETUNE=1 {duration(more)} more" if more else ""))
+    total, more = (sum(column) for column in zip(*spent.values()))
+    print(f"in all about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
 
 
 if __name__ == "__main__":
