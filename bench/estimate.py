@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
 from common import HOLDOUT, counted, embed_captions, image_sizes, load_data, load_model, pick_device, read_image
 from linear_probe import ENOUGH, MOST, logistic_regression
@@ -32,8 +31,9 @@ RATES, EPOCHS, STAGES, ALPHAS = 2, 5, (20, 10), 11  # defaults of the Makefile, 
 
 
 def duration(seconds):
-    size, unit = next(((size, unit) for size, unit in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 1.5 * size), (1, "s"))
-    return f"{seconds / size:.{int(1 < size and seconds < 10 * size)}f} {unit}"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def seconds(work, calls=3):
@@ -56,7 +56,6 @@ def costs(model, data, n):
     image = 1 / speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8))
     caption = seconds(lambda: embed_captions(model, 32 * ["a photo of an apple, a type of fruit."])) / 32 if model.net else 0
     templates, classes, some = len(POOL) * (1 + bool(data.type)), len(data.classes), min(n["train"], 2000)
-
     x, y = torch.randn(some, model.width, device=model.device), torch.arange(some, device=model.device) % classes
     head = x.new_zeros(classes, model.width), x.new_zeros(classes)
     evaluation = seconds(lambda: logistic_regression(x, y, 0.01, *head, steps=10)[0].cpu()) / 11 * n["train"] / some  # 10 steps take 11
@@ -72,14 +71,11 @@ def costs(model, data, n):
     }
 
 
-def srgan(data, rows, n):
-    """Seconds to train one of default size and to enlarge the pictures below 224 px, of all of which `rows` are some."""
-    sizes = [size for size in image_sizes(data, rows) if size]
-    side = upsample.short_side(sizes) // upsample.SCALE
+def srgan(side, n):
+    """Seconds to train one of default size on pictures reduced to `side` px; enlarging all of them takes little beside it."""
     model = upsample.as_model(upsample.fold(upsample.Generator()), "srgan", side, *pick_device())
     one = seconds(lambda: upsample.restore(model, torch.zeros(8, 3, side, side, dtype=torch.uint8)).cpu()) / 8
-    steps = n["learn"] * (PIXEL * STAGES[0] + ADVERSARIAL * STAGES[1]) + 2 * sum(STAGES) * min(upsample.VALIDATE, n["held"])
-    return one * (steps + n["all"] * sum(w * h for w, h in sizes if min(w, h) < 224) / len(sizes) / side**2)
+    return one * (n["learn"] * (PIXEL * STAGES[0] + ADVERSARIAL * STAGES[1]) + 2 * sum(STAGES) * min(upsample.VALIDATE, n["held"]))
 
 
 def main():
@@ -94,26 +90,25 @@ def main():
         return
     with redirect_stdout(None):  # the runs say the same
         data = load_data(args.data, union=True)
-    rows = [row for split in data.splits.values() for row in split]
-    n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")} | {"all": len(rows)}
+    n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")}
+    n["all"] = sum(n.values())
     n["held"] = n["val"] or max(1, round(HOLDOUT * n["train"]))
     n["learn"] = n["train"] - (0 if n["val"] else n["held"])
     n["probes"] = 1 if n["val"] else max(1, min(MOST, ENOUGH // n["held"]))
-    print(f"{data.name}: {counted(len(rows), 'image')}, {counted(len(todo), 'run')} to do on {pick_device()[0]}, roughly:")
-
-    rows = rows[:: -(-len(rows) // 64)]
+    print(f"{data.name}: {counted(n['all'], 'image')}, {counted(len(todo), 'run')} to do on {pick_device()[0]}, roughly:")
+    rows = [row for split in data.splits.values() for row in split[:: len(split) // 32 + 1]]
     with ThreadPoolExecutor() as pool:  # a broken picture is for the runs to name
         decoding = seconds(lambda: wait([pool.submit(read_image, data.root / row[0], 224) for row in rows]), 1) / len(rows) * n["all"]
-    start = seconds(lambda: subprocess.run([sys.executable, ROOT / "zero_shot.py", "--help"], stdout=subprocess.DEVNULL), 1)
-
+    start = seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision, clip"], stderr=subprocess.DEVNULL), 1)
     jobs, spent = {}, {"the rest": (decoding + 3 * start, 0)}  # with bench/speed.py and plot.py
-    restored, tuning = ([file for file in runs if what in file.parts] for runs, what in ((todo, "upsample"), (args.runs, "finetune")))
+    restored = any("upsample" in file.parts for file in todo)
+    tuning = any("finetune" in file.parts for file in args.runs)
     for file in todo:
         name = re.sub(r"-(ml|cs)-[\d.e-]+$|-frozen$", "", file.stem)
         jobs.setdefault(name, []).append("frozen" if file.stem.endswith("-frozen") else file.parts[-3])
-    jobs.pop("eval", None)  # the SRGAN's
+    jobs.pop("eval", None)  # of the SRGAN
     for name, mine in jobs.items():
-        with suppress(SystemExit):  # of one that cannot be loaded, which has said why
+        with suppress(SystemExit):  # of an encoder that cannot be loaded, which says why
             began = time.perf_counter()
             model = load_model(name, features="penultimate")
             begin, each = start + time.perf_counter() - began, costs(model, data, n)
@@ -122,7 +117,7 @@ def main():
                 more += 3 * RATES * ["finetune"] + ["zero_shot", "linear_probe"]
             spent[name] = [sum(begin + each[kind] for kind in kinds) for kinds in (mine, more * (not tuning))]
     if restored or (not tuning and any("zero_shot" in file.parts for file in args.runs)):
-        took = 3 * start + srgan(data, rows, n)
+        took = 3 * start + srgan(upsample.short_side(image_sizes(data, rows)) // upsample.SCALE, n)
         spent["SRGAN"] = (took, 0) if restored else (0, took)
     for name, (now, more) in spent.items():
         print(f"  {name:16} {duration(now)}" + (f", with FINETUNE=1 {duration(more)} more" if more else ""))
