@@ -1,15 +1,13 @@
-"""plot.py on results whose numbers are known, and the Makefile's plan."""
+"""plot.py on results whose numbers are known."""
 
 import json
 import math
 import os
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
@@ -540,90 +538,3 @@ def test_the_page_is_written_whole_and_over_no_other_file(woods, tmp_path, monke
     code, _, err = call(plot.main, "--data", "woods", "--to", "pics", "--readme", "mine.md")
     assert code == 2 and "mine.md: is there" in err and err.count("\n") == 1 and (tmp_path / "mine.md").read_text() == "mine"
     assert call(plot.main, "--data", "woods", "--to", "pics", "--readme", "page.md")[0] == 0  # its own is
-
-
-# ---- make -------------------------------------------------------------------------------------------------------------
-
-
-def plan(folder, *args):
-    """The commands that make would run, one a line."""
-    done = subprocess.run(
-        ["make", "-n", "-f", ROOT / "Makefile", "study", "PYTHON=python", *args], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith("python ")]
-
-
-def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "toy-imagenet.pt").touch()
-    commands = plan(tmp_path)
-    outs = [re.search("--out (\\S+)", c)[1] for c in commands if "--out" in c]
-    # zero-shot 2 + 2, prompts 2, probes 3 + 2, few-shot 3, ml 3 + 2, cs 2 + 2, frozen 3, generator 1, its measures 1
-    assert len(outs) == len(set(outs)) == 28 and all("--method" not in c or "--lr 5e-4 --epochs 12" in c for c in commands)
-    assert len(commands) == 30  # and the stamp, and the enlarged data set
-    files = [*outs, "results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json"]
-    for i, file in enumerate(["results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json", *files]):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).touch()
-        os.utime(tmp_path / file, (1000 + i, 1000 + i) if i < 3 else (2000, 2000) if file in outs else None)
-    for i, file in enumerate(files[-3:]):
-        os.utime(tmp_path / file, (1000 + i, 1000 + i))
-    assert plan(tmp_path) == []
-    (tmp_path / "results/few_shot/toy/toy-RN.json").unlink()
-    assert plan(tmp_path) == ["python few_shot.py --data toy --model toy-RN --out results/few_shot/toy/toy-RN.json"]
-    os.utime(tmp_path / "results/toy.fingerprint")  # the pictures have changed
-    assert len(plan(tmp_path)) == 29
-
-
-def test_make_stops_at_frozen_features_of_real_data(tmp_path):
-    args = ["DATA=/some/birds", "CLIP=RN101", "IMAGENET=resnet101 vit_b_32"]
-    commands = plan(tmp_path, *args)
-    assert len(commands) == 1 + 2 + 3 + 3 and not any(word in c for c in commands for word in ("finetune", "upsample", "srgan"))
-    assert all("--data /some/birds" in c for c in commands)
-    more = plan(tmp_path, *args, "FINETUNE=1")
-    assert sum("finetune.py" in c for c in more) == 3 + 2 * (3 + 1 + 2) and sum("upsample.py" in c for c in more) == 3
-    assert sum("--lr 1e-5" in c for c in more) == sum("--lr 1e-4" in c for c in more) == 6
-    assert all("--blocks" not in c for c in more)
-
-
-def test_the_stamp_changes_with_what_results_depend_on_and_nothing_else(world, monkeypatch, call):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    import estimate
-
-    os.remove(world / "data")
-    stamp, folder = world / "results" / "mine.fingerprint", world / "data/mine"
-    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(folder / name)
-
-    def again(*more):
-        code, out, err = call(estimate.main, "--data", "data/mine", "--stamp", stamp, *more)
-        assert code == 0 and not err
-        changed = [line.removeprefix("mine: ").split(" changed")[0] for line in out.splitlines() if "made anew" in line]
-        return changed, stamp.stat().st_mtime_ns
-
-    first = again()
-    assert first[0] == [] and again() == first
-    Image.new("RGB", (9, 9)).save(folder / "a/1.png")
-    assert again()[0] == ["pictures"]
-    (folder / "classnames.json").write_text('{"a": "an apple"}')
-    assert again()[0] == ["names of classes"]
-    assert again("--settings", "TUNE=--epochs 3")[0] == ["settings"]
-    last = again("--settings", "TUNE=--epochs 3")
-    assert last[0] == [] and last == again("--settings", "TUNE=--epochs 3")
-    assert call(estimate.main, "--data", "tyo", "--stamp", stamp)[0] == 2 and stamp.stat().st_mtime_ns == last[1]
-
-
-def test_the_estimate_counts_what_is_still_to_do(world, monkeypatch, call):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    import estimate
-
-    runs = [f"results/{run}/tiny/toy-RN.json" for run in ("linear_probe", "few_shot", "zero_shot")]
-    code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
-    assert code == 0 and "tiny: 64 images, 3 runs to do on cpu" in out and "; with FINETUNE=1 " in out
-    for run in runs:
-        (world / run).parent.mkdir(parents=True)
-        (world / run).touch()
-    code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
-    assert code == 0 and not out

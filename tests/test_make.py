@@ -1,0 +1,170 @@
+"""The Makefile's plan, bench/stamp.py, by which it knows what is out of date, and bench/estimate.py, which says how long that takes."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "bench"))
+import estimate
+import stamp
+
+BIRDS = ["DATA=/some/birds", "CLIP=RN101", "IMAGENET=resnet101 vit_b_32"]
+
+
+def plan(folder, *args, goal="study"):
+    """The commands that make would run, one a line."""
+    done = subprocess.run(["make", "-n", "-f", ROOT / "Makefile", goal, "PYTHON=python", *args], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("python ")]
+
+
+def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "toy-imagenet.pt").touch()
+    commands = plan(tmp_path)
+    outs = [re.search("--out (\\S+)", c)[1] for c in commands if "--out" in c]
+    # zero-shot 2 + 2, prompts 2, probes 3 + 2, few-shot 3, ml 3 + 2, cs 2 + 2, frozen 3, generator 1, its measures 1
+    assert len(outs) == len(set(outs)) == 28 and all("--method" not in c or "--lr 5e-4 --epochs 12" in c for c in commands)
+    assert len(commands) == 30  # and the stamp, and the enlarged data set
+    files = [*outs, "results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json"]
+    for i, file in enumerate(["results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json", *files]):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+        os.utime(tmp_path / file, (1000 + i, 1000 + i) if i < 3 else (2000, 2000) if file in outs else None)
+    for i, file in enumerate(files[-3:]):
+        os.utime(tmp_path / file, (1000 + i, 1000 + i))
+    assert plan(tmp_path) == []
+    (tmp_path / "results/few_shot/toy/toy-RN.json").unlink()
+    assert plan(tmp_path) == ["python few_shot.py --data toy --model toy-RN --out results/few_shot/toy/toy-RN.json"]
+    os.utime(tmp_path / "results/toy.fingerprint")  # the pictures have changed
+    assert len(plan(tmp_path)) == 29
+
+
+def test_make_stops_at_frozen_features_of_real_data(tmp_path):
+    commands = plan(tmp_path, *BIRDS)
+    assert len(commands) == 1 + 2 + 3 + 3 and not any(word in c for c in commands for word in ("finetune", "upsample", "srgan"))
+    assert all("--data /some/birds" in c for c in commands)
+    more = plan(tmp_path, *BIRDS, "FINETUNE=1")
+    assert sum("finetune.py" in c for c in more) == 3 + 2 * (3 + 1 + 2) and sum("upsample.py" in c for c in more) == 3
+    assert sum("--lr 1e-5" in c for c in more) == sum("--lr 1e-4" in c for c in more) == 6
+    assert all("--blocks" not in c for c in more)
+
+
+def test_what_a_reader_says_to_make_reaches_the_commands(tmp_path):
+    assert all("--groups 'patient(\\d+)'" in c for c in plan(tmp_path, *BIRDS, "GROUPS=patient(\\d+)")[1:])
+    assert "--margin .01 " in plan(tmp_path, *BIRDS, "MARGIN=.01", goal="all")[-1]
+    assert plan(tmp_path, *BIRDS, "FINETUNE=") == plan(tmp_path, *BIRDS, "FINETUNE=0") == plan(tmp_path, *BIRDS)
+    without = plan(tmp_path, "CLIP=", "DATA=sports", "IMAGENET=mobilenet_v2 squeezenet1_1")
+    assert [c.split()[1] for c in without[1:]] == ["linear_probe.py"] * 2 + ["few_shot.py"] * 2
+    assert not any("srgan" in c for c in plan(tmp_path, *BIRDS, "FINETUNE=1", "UPSAMPLED="))
+    # the SRGAN alone: trained, applied and measured, then zero-shot and a probe on what it enlarged
+    enlarged = plan(tmp_path, "DATA=birds", "CLIP=ViT-B/32 RN101", "UPSAMPLED=ViT-B/32")
+    assert [c.split()[1] for c in enlarged if "srgan" in c] == ["upsample.py"] * 2 + ["zero_shot.py", "linear_probe.py", "upsample.py"]
+    assert all("ViT-B-32" in c for c in enlarged if "--data birds-srgan" in c) and not any("ViT-B/32" in c for c in enlarged)
+    for command in plan(tmp_path, *BIRDS, "FINETUNE=1", "GROUPS=patient(\\d+)", goal="all"):
+        assert (not re.search("[$`]", command) and "patient(\\d+)" in shlex.split(command)) or "--groups" not in command
+
+
+def test_the_rate_and_the_probe_are_taken_from_the_name_of_a_result(tmp_path):
+    """Also where data set and encoder have hyphens, -ml- and -cs- in their names."""
+    for folder, model, rate in (("birds", "ViT-B-32", "1e-5"), ("my-ml-data", "x-cs-y", "3e-04"), ("a-ml-1e-5", "RN101", "0.1")):
+        probe, result = f"results/linear_probe/{folder}/{model}", f"results/finetune/{folder}/{model}"
+        args = f"DATA={folder}", f"CLIP={model}", "IMAGENET=resnet101", "FINETUNE=1", f"RATES={rate} 1"
+        _, first, second = plan(tmp_path, *args, goal=f"{result}-ml-{rate}.json")
+        assert f"linear_probe.py --data {folder} --model {model} --save {probe}.safetensors" in first
+        assert f"--model {model} --method ml --head {probe}.safetensors --lr {rate} " in second
+        cs = plan(tmp_path, *args, goal=f"{result}-cs-{rate}.json")
+        assert len(cs) == 2 and f"--data {folder} --model {model} --method cs --lr {rate} " in cs[1]
+
+
+@pytest.mark.parametrize("data", ["my data", "/some/my data"])
+def test_a_space_in_the_name_of_the_data_is_one_line(data, tmp_path):
+    done = subprocess.run(["make", "-f", ROOT / "Makefile", "all", f"DATA={data}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+    assert "rename the folder" in done.stderr and "DATA=my-data" in done.stderr
+    (tmp_path / "data/my data").mkdir(parents=True)
+    if data == "my data":  # what it says can be pasted
+        done = subprocess.run(["make", "-f", ROOT / "Makefile", f"DATA={data}"], cwd=tmp_path, capture_output=True, text=True)
+        subprocess.run(re.search("mkdir.*?data/my-data", done.stderr)[0], shell=True, cwd=tmp_path, check=True)
+        assert (tmp_path / "data/my-data").samefile(tmp_path / "data/my data")
+
+
+def test_data_that_does_not_exist_is_one_line():
+    done = subprocess.run(["make", "all", "DATA=tyo", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True)
+    said, stopped = done.stderr.splitlines()
+    assert said == "stamp.py: --data tyo: no such folder: data/tyo or tyo" and stopped.startswith("make: ***")
+    assert done.stdout.count("\n") == 1  # the command
+
+
+def test_the_stamp_changes_with_what_results_depend_on_and_nothing_else(world, call):
+    os.remove(world / "data")
+    file, folder = world / "results" / "mine.fingerprint", world / "data/mine"
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+
+    def again(*more):
+        code, out, err = call(stamp.main, "--data", "data/mine", "--stamp", file, *more)
+        assert code == 0 and not err
+        changed = [line.removeprefix("mine: ").split(" changed")[0] for line in out.splitlines() if "made anew" in line]
+        return changed, file.stat().st_mtime_ns
+
+    first = again()
+    assert first[0] == [] and again() == first
+    Image.new("RGB", (9, 9)).save(folder / "a/1.png")
+    assert again()[0] == ["pictures"]
+    (folder / "classnames.json").write_text('{"a": "an apple"}')
+    assert again()[0] == ["names of classes"]
+    assert again("--settings", "TUNE=--epochs 3")[0] == ["settings"]
+    last = again("--settings", "TUNE=--epochs 3")
+    assert last[0] == [] and last == again("--settings", "TUNE=--epochs 3")
+    assert call(stamp.main, "--data", "tyo", "--stamp", file)[0] == 2 and file.stat().st_mtime_ns == last[1]
+    file.write_text("half a fi")
+    assert again("--settings", "TUNE=--epochs 3")[0] == ["pictures, names of classes, settings, weights"]
+
+
+def test_the_estimate_counts_what_is_still_to_do(world, call):
+    runs = [f"results/{run}/tiny/toy-RN.json" for run in ("linear_probe", "few_shot", "zero_shot")]
+    code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
+    assert code == 0 and "tiny: 64 images, 3 runs to do on cpu" in out and "; with FINETUNE=1 " in out
+    for run in runs:
+        (world / run).parent.mkdir(parents=True)
+        (world / run).touch()
+        os.utime(world / run, (2000, 2000))
+    code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
+    assert code == 0 and not out
+    # what is older than the stamp is made anew
+    (world / "stamp").touch()
+    os.utime(world / "stamp", (1999, 1999))
+    assert call(estimate.main, "--data", "tiny", "--stamp", "stamp", "--runs", *runs) == (0, "", "")
+    os.utime(world / "stamp", (2001, 2001))
+    assert "3 runs to do" in call(estimate.main, "--data", "tiny", "--stamp", "stamp", "--runs", *runs)[1]
+
+
+def durations(line):
+    """Seconds that a line of the estimate says: now, and with FINETUNE=1."""
+    found = re.findall(r"([\d.]+) (s|min|h)\b", line)
+    return [float(number) * {"s": 1, "min": 60, "h": 3600}[unit] for number, unit in found] + [0.0] * (2 - len(found))
+
+
+def test_the_estimate_adds_up_the_encoders_and_what_finetune_would_add(world, call):
+    frozen = [f"results/{run}/tiny/{m}.json" for m in ("toy-RN", "toy-imagenet", "nosuch") for run in ("linear_probe", "few_shot")]
+    code, out, err = call(estimate.main, "--data", "tiny", "--runs", *frozen, "results/zero_shot/tiny/toy-RN.json")
+    *rows, last = out.splitlines()[1:]
+    assert code == 0 and [row.split()[0] for row in rows] == ["the", "toy-RN", "toy-imagenet", "SRGAN"]
+    assert err.startswith("estimate.py: --model nosuch: no such model") and err.count("\n") == 1  # and the others are counted
+    now, more = (sum(column) for column in zip(*map(durations, rows)))
+    assert durations(last) == pytest.approx([now, now + more], abs=6)  # each is rounded
+    assert durations(rows[1])[0] > durations(rows[2])[0] and durations(rows[3])[0] == 0
+    # with fine-tuning among the runs nothing would be added
+    tuned = [f"results/finetune/tiny/toy-RN-{kind}.json" for kind in ("ml-1e-5", "ml-1e-4", "cs-1e-5", "frozen")]
+    out = call(estimate.main, "--data", "tiny", "--runs", *frozen[:4], *tuned, "results/upsample/tiny/eval.json")[1]
+    rows = out.splitlines()[1:-1]
+    assert "FINETUNE" not in out and [row.split()[0] for row in rows] == ["the", "toy-RN", "toy-imagenet", "SRGAN"]
+    assert durations(rows[1])[0] > durations(rows[2])[0] and durations(rows[3])[0] > 0
