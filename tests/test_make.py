@@ -165,7 +165,7 @@ def test_the_estimate_adds_up_the_encoders_and_what_finetune_would_add(world, ca
     assert durations(rows[1])[0] > durations(rows[2])[0] and durations(rows[3])[0] == 0
     # with fine-tuning among the runs nothing would be added
     tuned = [f"results/finetune/tiny/toy-RN-{kind}.json" for kind in ("ml-1e-5", "ml-1e-4", "cs-1e-5", "frozen")]
-    out = call(estimate.main, "--data", "tiny", "--runs", *frozen[:4], *tuned, "results/upsample/tiny/eval.json")[1]
+    _, out, err = call(estimate.main, "--data", "tiny", "--runs", *frozen[:4], *tuned, "results/upsample/tiny/eval.json")
     rows = out.splitlines()[1:-1]
-    assert "FINETUNE" not in out and [row.split()[0] for row in rows] == ["the", "toy-RN", "toy-imagenet", "SRGAN"]
+    assert "FINETUNE" not in out and not err and [row.split()[0] for row in rows] == ["the", "toy-RN", "toy-imagenet", "SRGAN"]
     assert durations(rows[1])[0] > durations(rows[2])[0] and durations(rows[3])[0] > 0
