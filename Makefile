@@ -24,6 +24,7 @@ endif
 # DATA may be a path; its last part is the name of its results
 NAME := $(notdir $(DATA:%/=%))
 
+# what is compared, and how, where the command line does not say it (?=)
 ifeq ($(NAME),toy)
 CLIP     ?= toy-ViT toy-RN
 IMAGENET ?= toy-imagenet
@@ -66,7 +67,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed
 TEST_ENV := .venv/installed-tests
 endif
-# toy.py is needed for its data and for its encoders
+# toy.py draws the data and trains the encoders, and either may be wanted alone
 ifneq ($(filter toy,$(DATA))$(filter toy-%,$(CLIP) $(IMAGENET)),)
 WORLD := weights/toy-imagenet.pt
 endif
@@ -119,11 +120,9 @@ $(filter results/zero_shot/$(NAME)-srgan/% results/linear_probe/$(NAME)-srgan/% 
   data/$(NAME)-srgan/upsample.json
 
 # Of results/SCRIPT/FOLDER/MODEL.json, % and so $* are FOLDER/MODEL, of which $(*D) and $(*F) are the parts. FOLDER is NAME,
-# whose place is DATA, or NAME-srgan.
+# whose place is DATA, or NAME-srgan. All variables of a recipe are worked out when it runs, anew for each result.
 WHERE = --data $(patsubst $(NAME),$(DATA),$(*D))
-ifdef GROUPS
-override COMMON := $() --groups '$(GROUPS)'
-endif
+override COMMON := $(if $(GROUPS), --groups '$(GROUPS)')
 
 $(ZERO_SHOT): results/zero_shot/%.json:
 	$(PYTHON) zero_shot.py $(WHERE) --model $(*F)$(COMMON) --out $@
