@@ -55,7 +55,7 @@ def costs(model, data, n):
     """{kind of run: seconds}, with the features that it is the first to need; n {"train": how many pictures, ...}."""
     image = 1 / speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8))
     caption = seconds(lambda: embed_captions(model, 32 * ["a photo of an apple, a type of fruit."])) / 32 if model.net else 0
-    templates, classes, some = len(POOL) * (1 + bool(data.type)), len(data.classes), min(n["train"], 2000)
+    templates, classes, some = len(POOL) * (1 + bool(data.type)), len(data.classes), max(1, min(n["train"], 2000))
     x, y = torch.randn(some, model.width, device=model.device), torch.arange(some, device=model.device) % classes
     head = x.new_zeros(classes, model.width), x.new_zeros(classes)
     evaluation = seconds(lambda: logistic_regression(x, y, 0.01, *head, steps=10)[0].cpu()) / 11 * n["train"] / some  # 10 steps take 11
@@ -93,7 +93,7 @@ def main():
     n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")}
     n["all"] = sum(n.values())
     n["held"] = n["val"] or max(1, round(HOLDOUT * n["train"]))
-    n["learn"] = n["train"] - (0 if n["val"] else n["held"])
+    n["learn"] = max(0, n["train"] - (0 if n["val"] else n["held"]))
     n["probes"] = 1 if n["val"] else max(1, min(MOST, ENOUGH // n["held"]))
     print(f"{data.name}: {counted(n['all'], 'image')}, {counted(len(todo), 'run')} to do on {pick_device()[0]}, roughly:")
     rows = [row for split in data.splits.values() for row in split[:: len(split) // 32 + 1]]
