@@ -125,7 +125,7 @@ WHERE = --data $(patsubst $(NAME),$(DATA),$(*D))
 override COMMON := $(if $(GROUPS), --groups '$(GROUPS)')
 
 $(ZERO_SHOT): results/zero_shot/%.json:
-	$(PYTHON) zero_shot.py $(WHERE) --model $(*F)$(COMMON) --out $@
+	$(PYTHON) zero_shot.py $(WHERE) --model $(*F)$(COMMON) --grid $(@:.json=.png) --out $@
 
 $(PROMPTS): results/prompts/%.json:
 	$(PYTHON) prompts.py $(WHERE) --model $(*F)$(COMMON) --out $@
@@ -156,7 +156,7 @@ weights/srgan-$(NAME).safetensors:
 	$(PYTHON) upsample.py train --data $(DATA)$(COMMON) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
 
 results/upsample/$(NAME)/eval.json: weights/srgan-$(NAME).safetensors
-	$(PYTHON) upsample.py eval --data $(DATA)$(COMMON) --weights $< --out $@
+	$(PYTHON) upsample.py eval --data $(DATA)$(COMMON) --weights $< --grid $(@:.json=.png) --out $@
 
 # the mark of a data set that is whole
 data/$(NAME)-srgan/upsample.json: weights/srgan-$(NAME).safetensors

@@ -1,8 +1,41 @@
-"""Data sets, models, features with their cache, a training loop, metrics and result records: what every script stands on.
+"""What every script stands on: flags, data sets, models and their features, metrics, results, a training loop.
 
-A script imports from this file in main() only; its own functions take tensors and plain values. To use one script in
-your own project, copy it together with this file. Everything is written below the current folder: data/ weights/ cache/.
-Bad input ends the program with one line and exit code 2 (`fail`), so functions below raise SystemExit for it.
+A script calls these, in about this order. What starts with _ can wait.
+
+    add_flags(parser, names)          flags that are alike in every script; at_least(1), ending(".json") are types of others
+    load(args) -> data, model         first all that can be mistyped, then what may be downloaded; says what it is.
+                                      Without a command line: load_data(name), load_model(name)
+    data.images(size) -> {split: Images}      decoded once, counted aloud, every class checked; data.files(split)
+    hold_out(images, seed)            the same with a val split, where there is no such folder
+    images[rows], .batches(n)         uint8 (B, 3, S, S). len(images), .labels, .paths, .clusters, .take(mask), .block(seed)
+    model.features(images) -> x, y    float32 (N, D) and int64 (N,) on the device, cached; model.centre_and_spread(x)
+    model.classifier(words, templates)        class embeddings (C, E) of CLIP; model.embed(captions)
+    model.encode_image(x), .inputs(x), .normalise(x), .autocast()     what training and restoring take apart
+    evaluate(logits, labels, classes)         accuracies, their intervals, confusions, under the same names in every script
+    report(args, data, model, images, metrics, method, logits)        prints them; --out writes the record and its table rows
+    fit(net, optimizer, legs, step, validate, model)                  trains and never loses a run; with half_epochs,
+                                      snapshot (copies what training changes) and read_checkpoint (looks before hours are spent)
+    save_weights(file, tensors, about(data, model, images, seed))     the one format of saved heads and networks
+    read_weights(file) -> about, tensors
+    name_pictures(model, files, head, labels)         classifies any pictures and prints the ranking
+
+And these, where they are needed:
+
+    fail(message)                     one line, exit code 2: how bad input ends. So what is below raises SystemExit for it
+    progress, counted, some, why      a bar, and words for lines that people read
+    atomic, read_json, write_json, save_tensors       files that are whole or absent
+    digest, file_sha256, code_version                 keys of caches, and what a record says of the code
+    accuracy_interval, paired_difference, wilson, normal_quantile, few_tested         what few test images are worth
+    read_result(file) -> record, arrays               what report wrote
+    find_copies(test, train)          which pictures of one split are in another
+    read_templates(prompts)           what --prompts and --templates name
+    read_rgb, image_sizes, native_size, upsample      pictures
+    model_name, spelled, input_size, pick_device, CLIP        names of models, their table, and hardware
+    Data, Images, Model, FORMAT       what these make, and the number of what they write
+
+A script uses this file in main() and in the functions that main() is cut into; its own methods take tensors and plain
+values. To use one script in your own project, copy it together with this file. Everything is written below the current
+folder: data/ weights/ cache/.
 
     x    pixels, uint8 (N, S, S, 3) in storage, (B, 3, S, S) on the device
     N    images     B batch     S side in pixels     C classes     D feature width     E embedding width of CLIP
@@ -27,7 +60,8 @@ from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
 
@@ -36,11 +70,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
+from torchvision.transforms import InterpolationMode, functional as TF
 from tqdm import tqdm
 
 # clip needs both: their end is not the user's concern
@@ -50,9 +83,11 @@ import clip
 from clip.model import ModifiedResNet, QuickGELU, build_model
 
 # names in any script and ± are printed in any locale, file names byte for byte
-for stream in (sys.stdout, sys.stderr):
+for _stream in (sys.stdout, sys.stderr):
     with suppress(AttributeError):  # a notebook's
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        _stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a reader of the one would misread the other
 
 # ---- small things -----------------------------------------------------------------------------------------------
 
@@ -64,27 +99,22 @@ def fail(message):
 
 
 @contextmanager
-def replacing(path):
-    """Yield a temporary name beside `path` and move it there at the end, so that `path` is always whole or absent."""
+def atomic(path):
+    """Yield a temporary name beside `path` and move it there at the end, so that `path` is always whole or absent.
+
+    What cannot be written ends the program.
+    """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        fail(f"{path}: cannot be written: {why(error)}")
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic(path):
-    """The same for the main thread: what cannot be written ends the program."""
-    try:
-        with replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        fail(f"{path}: cannot be written: {why(error)}")
 
 
 def save_tensors(value, path):
@@ -97,23 +127,20 @@ def save_tensors(value, path):
             raise OSError(f"the disk may be full: {why(error)}") from error
 
 
-def save_weights(tensors, path, about):
-    """Write {name: tensor} as .safetensors with the strings of `about`, with the rights of any other file."""
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        fail(f"{path}: cannot be read as JSON: {error}")
+
+
+def write_json(path, value):
+    """JSON, whole or not at all; numbers that are not finite, which JSON has not, become null, as in `_to_json`."""
     with atomic(path) as temporary:
-        temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, about))
+        temporary.write_text(_to_json(value), encoding="utf-8")
 
 
-def why(error):
-    """One short line on an exception, whatever it is."""
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:200] or type(error).__name__
-
-
-def digest(value):
-    """First 16 hex digits of the SHA-256 of a JSON-able value: the key of every cache."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def to_json(value):
+def _to_json(value):
     """JSON text of a value; numbers that are not finite, which JSON has not, become null."""
 
     def plain(value):
@@ -124,6 +151,24 @@ def to_json(value):
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n"
+
+
+def file_sha256(path):
+    with open(path, "rb") as file:
+        total = hashlib.sha256()
+        while block := file.read(1 << 20):
+            total.update(block)
+        return total.hexdigest()
+
+
+def digest(value):
+    """First 16 hex digits of the SHA-256 of a JSON-able value: the key of every cache."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def why(error):
+    """One short line on an exception, whatever it is."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:200] or type(error).__name__
 
 
 def counted(number, noun):
@@ -141,16 +186,103 @@ def progress(items, what, unit, total=None):
     return tqdm(items, desc=what, unit=unit, total=total, disable=None, leave=False)
 
 
+# ---- command line -----------------------------------------------------------------------------------------------
+
+
+def at_least(least):
+    """argparse type: an integer, not below `least`."""
+
+    def number(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    return number
+
+
+def ending(suffix):
+    """argparse type: the name of a file that ends in `suffix`, such as .json."""
+
+    def name(text):
+        if not text.endswith(suffix):
+            raise argparse.ArgumentTypeError(f"{text} must end in {suffix}")
+        return text
+
+    return name
+
+
+_FLAGS = {
+    "data": dict(default="toy", help="data/NAME or any folder of class folders (%(default)s)"),
+    "model": dict(help="CLIP, torchvision or toy model (toy-ViT on toy, else ViT-B/32)"),
+    "weights": dict(metavar="FILE", help="weights of --model (found or downloaded)"),
+    "act": dict(choices=("quickgelu", "gelu"), help="activation a CLIP --weights file was trained with (OpenAI's: known by hash)"),
+    "prompts": dict(
+        nargs="+",
+        metavar="TEMPLATE",
+        help="templates with {} for the class and perhaps {type}, or a .json or text file of them (a photo of a {}, a type of {type}.)",
+    ),
+    "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
+    "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
+    "groups": dict(
+        metavar="REGEX",
+        help="what no split may cut, as patients, specimens, videos: searched in each path below the data folder, the captured part "
+        "or the whole match names the group; or a .csv file of path,group (none)",
+    ),
+    "seed": dict(type=at_least(0), default=0, help="(%(default)s)"),
+    "device": dict(default="auto", help="cuda, mps or cpu (%(default)s: the first there is)"),
+    "precision": dict(
+        choices=("auto", "float32", "bf16", "fp16"), default="auto", help="autocast (%(default)s: 16 bit where the hardware is fast at it)"
+    ),
+    "batch": dict(type=at_least(1), help="images at a time on the device (256; 32 where a CPU works on large ones)"),
+    "out": dict(
+        type=ending(".json"),
+        metavar="FILE.json",
+        help="write the result here as JSON, and predictions, if it makes any, beside it as .npz (only print)",
+    ),
+}
+
+
+def add_flags(parser, names):
+    """Give `parser` the flags that are alike in every script, and note when the run began."""
+    for name in names.split():
+        parser.add_argument(f"--{name}", **_FLAGS[name])
+    parser.set_defaults(began=time.time())
+
+
+def load(args, features=None, union=False):
+    """(Data, Model) of a command line with the flags of `add_flags`; says what the model is.
+
+    First all that can be mistyped, then what may be downloaded. `features` and `union` as in load_model and load_data.
+    data.templates are those of --prompts, and data.chosen_with counts the labelled images that chose them.
+    """
+    # the cheap part: folders, captions, the name of the model
+    data = load_data(args.data, args.classnames, args.type, args.seed, union, args.groups)
+    prompts = getattr(args, "prompts", None)
+    data.templates, data.chosen_with = read_templates(prompts, data.type)
+    name = model_name(args.model or _default_model(args.data))
+    if prompts and name not in CLIP:
+        fail(f"--prompts: {name} has no text side")
+
+    # the part that may download
+    model = load_model(name, args.device, args.weights, args.precision, args.act, features, getattr(args, "batch", None))
+    print(f"{model.name}: {model.size} px, {model.kind} features, {model.width} wide, weights {model.sha256[:8]}", end=", ")
+    print(model.device, str(model.dtype).removeprefix("torch."))
+    if model.labels_used:
+        used = counted(model.labels_used, "labelled image")
+        print(f"note: weights of finetune.py, trained with {used}: on such images no number is zero-shot")
+    return data, model
+
+
 # ---- data -------------------------------------------------------------------------------------------------------
 
-SPLITS = {
+_SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-TYPES = {  # first word of a data set's name, for "a type of ..."
+_TYPES = {  # first word of a data set's name, for "a type of ..."
     "toy": "fruit", "fruit": "fruit", "bird": "bird", "sport": "sport", "simpson": "cartoon character",
     "pet": "pet", "flower": "flower", "food": "food", "aircraft": "aircraft",
 }  # fmt: skip
-HOLDOUT = 0.2  # the share of each class that becomes the test split where there is none
+_HOLDOUT = 0.2  # the share of each class that is held out to test on, or to validate with, where there is no such folder
 
 
 @dataclass
@@ -163,32 +295,967 @@ class Data:
     words: list  # what a prompt calls each class
     type: str  # "fruit", ... or "": the prompts' "a type of ..."
     splits: dict
+    folders: dict  # {split: paths below root of the folders of classes}, as they lie on the disk
     fingerprint: str
+    union: bool = False  # a class may lack training images
     made: dict = field(default_factory=dict)  # of a set that upsample.py has made: its source's fingerprint, and the seconds it took
     groups: dict | None = None  # {path: group}: what --groups says of patients, specimens, videos, days
+    templates: list = field(default_factory=list)  # captions with {} for the class, of --prompts
+    chosen_with: int = 0  # labelled images that chose these
 
     def files(self, split):
+        """The list of a split. Fails where it is empty."""
         if not self.splits.get(split):
             fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}")
         return self.splits[split]
 
+    def images(self, size, splits=None):
+        """{split: Images} of train, val where there is such a split, and test, or of others; says how many there are.
 
-def natural(name):
+        `size` is the side of the model's input in pixels. Fails where a split is empty, or a class has no image to learn from.
+        """
+        splits = splits or ["train", *(["val"] if self.splits.get("val") else []), "test"]
+        images = {split: _load_images(self, split, size) for split in splits}
+        skipped = sum(len(i.skipped) for i in images.values())
+        counts = ", ".join(f"{len(i):,} {split}" for split, i in images.items())
+        more = f", {counted(skipped, 'image')} skipped" if skipped else ""
+        print(f"{self.name}: {counts} images, {counted(len(self.classes), 'class')}{more}")
+        if "train" in images and not self.union:
+            found = np.bincount(images["train"].labels, minlength=len(self.classes))
+            if missing := [c for c, n in zip(self.classes, found) if n == 0]:
+                fail(f"--data {self.root}: no training image of {some(missing)}; add some or remove the class")
+        if "test" in images and (few := few_tested(images["test"].labels, self.classes)):
+            print(f"note: {counted(len(few), 'class')} judged on one or two test images: {some(few)}")
+        return images
+
+
+def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None):
+    """List the images of data/NAME, or of the folder NAME.
+
+    `classnames` is a JSON file {folder: words}; `type` overrides the data set's own ("" for none). A class that training
+    lacks is an error, unless `union` (zero-shot): then the classes are those of all splits together. `groups` of images, a
+    regular expression or a .csv file, never lie on both sides of a split. Where there is no test folder, a run of
+    neighbouring files of each class is the test split, by `seed`.
+    """
+    # a bare name is one of data/; only what starts like a path is nothing else
+    if name == "toy" and not Path("data/toy").is_dir():
+        _make_toy()
+    places = (Path(name),) if name.startswith((".", "/")) else (Path("data") / name, Path(name))
+    root = next((p for p in places if p.is_dir()), None)
+    if root is None:
+        fail(f"--data {name}: no such folder: {' or '.join(map(str, places))}")
+    name = root.absolute().name  # not that of what a link points to
+
+    # one list of classes for all splits, so that a label means the same in each: that of the folder that is learnt from
+    top = _Folder(root)
+    folders = _find_splits(top)
+    base = folders.get("train") or folders.get("all") or folders.get("test")
+    if base is None:
+        fail(f"--data {root}: only a validation folder; a train or a test folder is needed")
+    listed = {split: {f.name: f for f in _class_folders(folder)} for split, folder in folders.items()}
+    classes = {f.name for f in _class_folders(base)}
+    for split, found in listed.items():
+        extra = sorted(set(found) - classes)
+        if extra and not union:
+            fail(f"{folders[split].path}: has classes that {base.path} lacks: {some(extra)}; add training images or remove them")
+        if extra:
+            print(f"note: {folders[split].path} has classes that {base.path} lacks, all are used: {some(extra)}")
+    classes = sorted(classes.union(*listed.values()))
+    _print_left_out(top, folders)
+
+    # the images of each split, class by class and in natural order, so that neighbouring frames of a video stay neighbours
+    splits = {}
+    for split, found in listed.items():
+        files = {c: found[c].files(root) if c in found else [] for c in classes}
+        splits[split] = [(*row, label) for label, rows in enumerate(files.values()) for row in rows]
+        if missing := [c for c, rows in files.items() if not rows]:
+            print(f"note: {folders[split].path} has no images of {counted(len(missing), 'class')}: {some(missing)}")
+    fingerprint, named = digest(splits), None
+
+    # no group on both sides of a split
+    if groups:
+        named = _group_names(groups, [row[0] for rows in splits.values() for row in rows])
+        names = sorted(set(named.values()), key=_natural)
+        print(f"{name}: {counted(len(names), 'group')} of {counted(len(named), 'image')}: {some(names, 3)}")
+        splits = _part_groups(splits, named)
+
+    # whoever has no test folder gets a test split that is always the same
+    if "test" not in splits:
+        rows = splits.pop("all", None) or splits.pop("train")
+        mask = _blocked_split([row[3] for row in rows], _HOLDOUT, seed, named and [named[row[0]] for row in rows])
+        if named and not mask.any():
+            fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test folder")
+        splits["train"] = [row for row, held in zip(rows, mask) if not held]
+        splits["test"] = [row for row, held in zip(rows, mask) if held]
+        what = "groups" if named else "files"
+        print(f"note: no test folder: a run of neighbouring {what} of each class is the test split, {mask.sum()} images, seed {seed}")
+
+    # what prompts call the classes, and whether upsample.py has made all this
+    if type is None:
+        type = _TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
+    made, mark = {}, root / "upsample.json"
+    if mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
+        made = {"source": record["about"].get("files"), "seconds": record.get("seconds")}
+    words = _class_words(root, classes, classnames)
+    places = {split: [f.path.relative_to(root) for f in _class_folders(folder)] for split, folder in folders.items()}
+    return Data(name, root, classes, words, type, splits, places, fingerprint, union, made, named)
+
+
+@dataclass
+class Images:
+    """One decoded split: `pixels` uint8 (N, S, S, 3), memory-mapped; `rows` those that could be decoded, or that `take` took.
+
+    images[i] are uint8 tensors (B, 3, S, S) in channels_last memory, i being what indexes an array: integers, a mask, a slice.
+    """
+
+    pixels: np.ndarray
+    thumbnails: np.ndarray  # uint8 (N, 32, 32, 3), of whole pictures, memory-mapped
+    rows: np.ndarray
+    labels: torch.Tensor  # int64 (len(rows),)
+    paths: list  # of the rows, below the data folder
+    skipped: list  # (path, reason)
+    name: str
+    key: str  # what the pixels depend on, and nothing else
+    groups: list | None = None  # of the rows, names, where there are groups
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, chosen):
+        return torch.from_numpy(self.pixels[self.rows[chosen]]).permute(0, 3, 1, 2)
+
+    def batches(self, size, start=0, stop=None):
+        """uint8 tensors (B, 3, S, S), in order; of all images or of those from start to stop."""
+        for rows in torch.arange(len(self))[start:stop].split(size):
+            yield self[rows.numpy()]
+
+    def take(self, chosen):
+        """Some of the images: those where a boolean mask (N,) is true, or of these positions."""
+        chosen = np.arange(len(self))[chosen]
+        groups = self.groups and [self.groups[i] for i in chosen]
+        paths = [self.paths[i] for i in chosen]
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=paths, groups=groups)
+
+    def block(self, seed):
+        """Boolean mask (N,) of one run of neighbouring files, or of whole groups, of each class: see `_blocked_split`.
+
+        Fails where there is nothing to take, because each class has one image, or one group.
+        """
+        held = _blocked_split(self.labels, _HOLDOUT, seed, self.groups)
+        if not held.any():
+            name = self.name.rpartition("-")[0]  # without the split
+            fail(f"--data {name}: one image or group a class, none can be held out to choose by; few_shot.py needs none")
+        return held
+
+    @cached_property
+    def clusters(self):
+        """int64 (N,): images that depend on each other, being copies or of one group, share a number: see `_clusters`."""
+        return _clusters(self)
+
+
+def hold_out(images, seed):
+    """The same splits; where there is no val, it is a run of neighbouring files or groups of each class, taken out of train."""
+    images = dict(images)
+    if "val" not in images:
+        train = images.pop("train")
+        held = train.block(seed)
+        images = {"train": train.take(~held), "val": train.take(held), **images}
+    return images
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+_CHUNK = 2048  # images per cache file: what an interrupted run loses at most
+
+
+@dataclass
+class Model:
+    """An image encoder with everything that belongs to it, so that no script can mix normalisations.
+
+    `visual` maps normalised float (B, 3, size, size) to (B, width); frozen, in eval mode. `net` is the whole CLIP, or None.
+    """
+
+    name: str
+    visual: nn.Module
+    net: nn.Module
+    size: int
+    mean: tuple
+    std: tuple
+    width: int
+    sha256: str
+    device: torch.device
+    dtype: torch.dtype  # autocast to this; float32 means none
+    act: str = ""
+    kind: str = "penultimate"  # or "projected" into CLIP's space of captions: which features `visual` gives
+    projection: dict = field(default_factory=dict)  # what "penultimate" took out of `visual`
+    labels_used: int = 0  # labelled images that finetune.py trained it with
+    batch_asked: int | None = None  # images at a time, by --batch
+    batch_limit: int = 2**31  # images at a time for which the memory has sufficed so far
+
+    def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
+        self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
+
+    @property
+    def has_text(self):
+        """Whether it can read captions."""
+        return self.net is not None
+
+    @property
+    def logit_scale(self):
+        """What CLIP multiplies cosines with (the network keeps its logarithm), or None."""
+        return self.net.logit_scale.exp().item() if self.net else None
+
+    @property
+    def batch(self):
+        """Images at a time unless told otherwise: fewer where a CPU would fetch the activations of large ones from memory,
+        and where an input is larger than 224 px, so that all the pixels of a batch take no more memory than there."""
+        usual = 32 if self.device.type == "cpu" and self.size > 64 else 256
+        return max(1, min(self.batch_asked or min(usual, usual * 224**2 // self.size**2), self.batch_limit))
+
+    def autocast(self):
+        """Context in which the network computes in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def normalise(self, x):
+        """Values 0..255 (B, 3, size, size) on the device -> what `visual` takes."""
+        x = (x / 255).sub_(self.shift).div_(self.scale)  # in place, because fresh memory is slower than arithmetic
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def inputs(self, x):
+        """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: upsampled to `size`, scaled, normalised."""
+        if self.device.type == "cuda":  # fewer bytes to move; elsewhere the CPU has the better kernel
+            x = x.to(self.device, non_blocking=True)
+        if x.shape[-1] != self.size:
+            x = upsample(x, self.size)
+        return self.normalise(x.to(self.device))
+
+    @torch.inference_mode()
+    def encode_image(self, x):
+        """uint8 (B, 3, S, S) -> float32 (B, width), on the device."""
+        with self.autocast():
+            return self.visual(self.inputs(x)).float()
+
+    @torch.inference_mode()
+    def encode_text(self, tokens):
+        """Tokens (B, T) -> float32 (B, E), on the device."""
+        with self.autocast():
+            return self.net.encode_text(tokens.to(self.device)).float()
+
+    def features(self, images):
+        """float32 features (N, width) and labels int64 (N,) on the device.
+
+        Cached by everything they depend on; an interrupted run goes on where it was. Where the memory does not suffice for a
+        batch, one of half the size is tried.
+        """
+        # whatever a feature depends on is in its key: a wrong hit would be a wrong number that nobody sees
+        pipeline = [self.name, self.sha256, self.act, self.kind, self.size, self.mean, self.std, str(self.dtype), self.device.type]
+        key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
+        folder = Path(f"cache/features/{images.name}-{spelled(self.name)}-{key}")
+
+        # a file for each chunk, so that a run that is cut off loses one at most
+        found = torch.empty(len(images), self.width)
+        with progress(None, f"{self.name} features", "img", len(images)) as bar:
+            for start in range(0, len(images), _CHUNK):
+                path, part = folder / f"{start:07d}.npy", found[start : start + _CHUNK]
+                if path.exists():
+                    part.copy_(self.finite(torch.from_numpy(np.load(path)), "features"))
+                    continue
+                self._encode(images, start, part, bar)
+                with atomic(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, part.numpy())
+        return found.to(self.device), images.labels.to(self.device)
+
+    def _encode(self, images, start, part, bar):
+        """Fill `part` with the features of as many images from `start` on."""
+        encoded, done, halved = [], 0, False
+        while done < len(part):
+            try:
+                for x in images.batches(self.batch, start + done, start + len(part)):
+                    encoded.append(self.encode_image(x))
+                    done += len(x)
+                    bar.update(len(x))
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                batch = self.batch
+                if halved or batch == 1:
+                    fail(f"--model {self.name}: not enough memory for {counted(batch, 'image')} at a time; give a smaller --batch")
+                print(f"note: not enough memory for {batch} images at a time, going on with {batch // 2} (--batch)")
+                self.batch_limit, halved = batch // 2, True  # for whatever else asks for a batch, too
+        self.finite(part.copy_(torch.cat(encoded)), "features")
+
+    def embed(self, captions, batch=512):
+        """Unit-length float32 (len(captions), E) on the device; captions over 77 tokens are cut, keeping end-of-text, with a note.
+
+        Fails where the model has no text side.
+        """
+        if not self.has_text:
+            fail(f"--model {self.name}: an ImageNet model has no text side; zero-shot and prompts need CLIP, such as ViT-B/32")
+        tokens = clip.tokenize(captions, context_length=512, truncate=True)
+        lengths = tokens.argmax(1) + 1  # end-of-text is the largest id, and the position that CLIP reads
+        cut = lengths > 77
+        if cut.any():
+            longest = captions[int(lengths.argmax())][:60]
+            print(f"note: {int(cut.sum())} of {counted(len(captions), 'caption')} cut to 77 tokens, such as: {longest}...")
+            tokens[cut, 76] = tokens.max()
+        # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
+        tokens = tokens[:, : min(77, int(lengths.max()))]
+        batches = progress(tokens.split(batch), f"{self.name} captions", "batch")
+        z = torch.cat([self.encode_text(t) for t in batches])
+        return F.normalize(self.finite(z, "embeddings of captions"), dim=1)
+
+    def classifier(self, words, templates, type="", each=False):
+        """Unit-length (C, E): the normalised mean of the embeddings of each class's captions, one a template.
+
+        `templates` hold {} for one of the `words`, C of them, and may hold {type}. With `each`, (T, C, E) before the mean.
+        """
+        captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
+        z = self.embed(captions).view(len(templates), len(words), -1)
+        return z if each else F.normalize(z.mean(0), dim=1)
+
+    def centre_and_spread(self, x):
+        """Mean (D,) of features x (N, D) and their standard deviation over all, (): what makes encoders comparable.
+
+        Fails where all images have the same features.
+        """
+        mean = x.mean(0)
+        scale = (x - mean).square().mean().sqrt()
+        if not scale > 1e-6 * mean.norm():
+            fail(f"--model {self.name}: gives every training image the same features; are these its weights?")
+        return mean, scale
+
+    def state_dict(self):
+        """Tensors that `weights` of load_model takes: the whole CLIP, or an ImageNet network without its last layer."""
+        state = self.net.state_dict() if self.net else self.visual.state_dict()
+        return state | {f"visual.{name}": tensor for name, tensor in self.projection.items()}
+
+    def finite(self, x, what):
+        """x as it is; fails where something in it is not finite, as after an overflow of 16 bits, before anything is kept or shown."""
+        if not x.isfinite().all():
+            hint = "are these its weights?" if self.dtype == torch.float32 else "try --precision float32"
+            fail(f"--model {self.name}: gives {what} that are not finite in {str(self.dtype).removeprefix('torch.')}; {hint}")
+        return x
+
+
+def load_model(name, device="auto", weights=None, precision="auto", act=None, features=None, batch=None):
+    """Load a frozen `Model` by name: CLIP, torchvision classification, or toy.
+
+    `features` of CLIP are "projected" (the default), which can be compared with captions, or "penultimate", from before
+    that projection; an ImageNet model has the latter only.
+
+    The `clip` network uses QuickGELU. A CLIP checkpoint trained with GELU (LAION's) loads into it without a word and gives
+    wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`. `batch` is
+    how many images it takes at a time, where its own choice is not wanted.
+    """
+    name = model_name(name)
+    if act and not weights:
+        fail("--act says how a --weights file was trained; without --weights it is known")
+    is_clip = name in CLIP
+    features = features or ("projected" if is_clip else "penultimate")
+    if features == "projected" and not is_clip:
+        fail(f"--features projected: only CLIP projects; {name} has --features penultimate")
+    device, dtype = pick_device(device, precision)
+    path = _weights_file(name, weights)
+    sha256 = file_sha256(path)
+    about, state = read_weights(path)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    act, labels_used = act or about.get("act"), about.get("labels_used", 0)  # of a file that finetune.py saved
+    net, projection = None, {}
+    if is_clip:
+        published = CLIP[name][0] is not None  # else a toy
+        if weights and published and sha256 not in _OPENAI and act is None:
+            fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
+        net = _clip_network(state, path, CLIP[name][1])
+        if act == "gelu":
+            for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
+                block.gelu = nn.GELU()
+        visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
+        if features == "penultimate":
+            width, projection = _unproject(visual)
+        mean, std = _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std
+    else:
+        try:
+            visual, size, width, mean, std = _imagenet_network(name, state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            fail(f"--weights {path}: not the weights of {name}: {why(error)}")
+
+    # eval mode, because the batch-norm statistics of a "frozen" backbone drift otherwise
+    for module in (net, visual):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    visual.to(memory_format=torch.channels_last)
+    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features, projection, labels_used, batch)
+
+
+# ---- metrics ----------------------------------------------------------------------------------------------------
+
+_LEVEL = 0.95  # of every interval
+_RESAMPLES = 20_000  # of the class bootstrap, which decides nothing
+_FEWEST = 10  # classes below which redrawing them says nothing
+_UNEVEN = 0.05  # how far mean per class may lie below top-1 without a word
+
+
+def evaluate(logits, labels, classes, clusters=None, pairs=10):
+    """Metrics of logits (N, C) against labels (N,): accuracies in 0..1; mean_per_class over the classes that have images.
+
+    top1_ci95 is that of `accuracy_interval`, top1_ci95_other_classes of `other_classes`; top5 is None up to five classes.
+    largest_class is what always naming the commonest class would get. confusions: the most frequent (true, predicted, count,
+    share of that true class's images).
+    """
+    # the rank of each true class, in parts, because a comparison of all logits may not fit into memory
+    logits, labels = logits.cpu(), labels.cpu()
+    predicted, rank = [], []
+    index = torch.arange(logits.shape[1])
+    for part, y in zip(logits.split(1024), labels.split(1024)):
+        own = part.gather(1, y[:, None])
+        rank.append((part > own).sum(1) + ((part == own) & (index < y[:, None])).sum(1))  # of equals the first class, as in argmax
+        predicted.append(part.numpy().argmax(1))
+
+    # which classes are taken for which
+    predicted, true = np.concatenate(predicted), labels.numpy()
+    correct = predicted == true
+    counts, hits = (np.bincount(true, w, len(classes)) for w in (None, correct))
+    confused, times = np.unique(np.stack([true, predicted])[:, ~correct], axis=1, return_counts=True)
+    worst = [(*confused[:, i], times[i].item()) for i in np.argsort(-times, kind="stable")[:pairs]]
+    return {
+        "top1": correct.mean().item(),
+        "top1_ci95": accuracy_interval(correct, true, clusters),
+        "top1_ci95_other_classes": _other_classes(correct, true),
+        "top5": (torch.cat(rank) < 5).double().mean().item() if len(classes) > 5 else None,
+        "mean_per_class": (hits / np.maximum(counts, 1))[counts > 0].mean().item(),
+        "chance": 1 / len(classes),
+        "largest_class": counts.max().item() / len(true),
+        "confusions": [{"true": classes[t], "predicted": classes[p], "count": n, "share": n / counts[t].item()} for t, p, n in worst],
+    }
+
+
+def few_tested(labels, classes):
+    """Names of the classes that have one or two images among labels (N,): what they add to a mean per class is nearly chance."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return [c for c, n in zip(classes, counts) if n in (1, 2)]
+
+
+def _print_metrics(m):
+    """What `evaluate` found, for people."""
+    print("top-1           {:.3f}   95 % interval {:.3f} to {:.3f}, for other images of these classes".format(m["top1"], *m["top1_ci95"]))
+    if m["top1_ci95_other_classes"]:
+        print("other classes           95 % interval {:.3f} to {:.3f}, were these classes drawn anew".format(*m["top1_ci95_other_classes"]))
+    if m["top5"] is not None:
+        print(f"top-5           {m['top5']:.3f}")
+    print(f"mean per class  {m['mean_per_class']:.3f}")
+    print(f"chance          {m['chance']:.3f}   by guessing; always naming the largest class: {m['largest_class']:.3f}")
+    if m["mean_per_class"] < m["top1"] - _UNEVEN:
+        print("note: mean per class lies far below top-1: large classes are named right, small ones are not")
+    if m["confusions"]:
+        print("most confused (true -> predicted: images, share of the true class)")
+    for c in m["confusions"]:
+        print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
+
+
+# ---- intervals: docs/methods.md says why these, bench/coverage.py how often they hold ------------------------------------
+
+
+def normal_quantile(comparisons=1):
+    """Two-sided quantile at _LEVEL, by which `comparisons` intervals hold at once (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - (1 - _LEVEL) / 2 / comparisons)
+
+
+def _student_quantile(z, df):
+    """The quantile of Student's t with df degrees of freedom that belongs to the normal quantile z (Abramowitz and Stegun, 26.7.5)."""
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2) + third
+
+
+def wilson(p, n, z=None):
+    """Score interval of a proportion p of n independent images (Wilson 1927); n may be an effective number."""
+    z = z or normal_quantile()
+    p = min(max(p, 0.0), 1.0)
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
+
+
+def _variance_of_mean(values, labels, clusters):
+    """(variance, degrees of freedom, clusters) of the mean of values (N,) when each class's clusters are drawn anew.
+
+    The classes are the user's own and stay; clusters (N,) are images that depend on each other, such as frames of one video.
+    A class of a single cluster tells nothing of its spread, so such classes form one class together. Degrees by Satterthwaite.
+    """
+    _, first, member = np.unique(np.stack([labels, clusters]), axis=1, return_index=True, return_inverse=True)
+    member, stratum = member.ravel(), np.unique(labels, return_inverse=True)[1][first]  # cluster of an image, class of a cluster
+    alone = np.bincount(stratum)[stratum] == 1
+    stratum = np.where(alone, -1, stratum) if alone.sum() != 1 else np.zeros_like(stratum)
+    stratum = np.unique(stratum, return_inverse=True)[1]
+    of_image = stratum[member]
+    mean = np.bincount(of_image, values) / np.bincount(of_image)
+    sums = np.bincount(member, values - mean[of_image])
+    free = np.maximum(np.bincount(stratum) - 1, 1)
+    parts = np.bincount(stratum, sums * sums) * (1 + 1 / free) / len(values) ** 2
+    df = parts.sum() ** 2 / (parts**2 / free).sum() if parts.any() else math.inf
+    return parts.sum(), max(df, 3.0), len(first)
+
+
+def accuracy_interval(right, labels, clusters=None, z=None):
+    """95 % interval of the mean of `right`, (N,) or of S draws of the labels learnt from (S, N), values in 0..1.
+
+    Over images, drawn anew within each class (their clusters where they have some), and over draws. Wilson's interval for
+    the number of independent images that would vary as much (Kish's effective sample size), with Student's quantile; the
+    spread of S draws is added in quadrature. bench/coverage.py shows how often it holds.
+    """
+    z, labels = z or normal_quantile(), np.asarray(labels)
+    draws = np.atleast_2d(np.asarray(right, float))
+    values, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
+    p = values.mean()
+    variance, df, independent = _variance_of_mean(values, labels, clusters)
+    low, high = wilson(p, p * (1 - p) / variance if variance > 0 else independent, _student_quantile(z, df))
+    wide = _spread_of_draws(draws.mean(1), z)
+    return [max(0.0, p - math.hypot(p - low, wide)), min(1.0, p + math.hypot(high - p, wide))]
+
+
+def _spread_of_draws(means, z):
+    """Half the interval of the mean of S draws' means (S,), by Student's t; 0 for one draw, whose spread nobody knows."""
+    s = len(means)
+    return _student_quantile(z, s - 1) * np.std(means, ddof=1) / math.sqrt(s) if s > 1 else 0.0
+
+
+def paired_difference(after, before, labels, clusters=None, z=None):
+    """Mean of after - before on the same images, and its interval; either is (N,), or (S, N) of the same S draws.
+
+    The difference is (share of images on which they differ) times (how one-sided these are). One-sidedness gets Wilson's
+    interval with half the continuity correction, close to the mid-p of the exact conditional test that Fagerland, Lydersen and
+    Laake (2013) recommend: 4 better and 0 worse are not beyond chance, 5 and 0 are. The share gets Wilson's, and the product
+    the square-and-add of their logarithms (MOVER, Zou and Donner 2008), so that only one-sidedness decides the sign.
+    Clusters and unequal values reduce the number of images that count.
+    """
+    z, labels = z or normal_quantile(), np.asarray(labels)
+    draws = np.atleast_2d(np.asarray(after, float)) - np.atleast_2d(np.asarray(before, float))
+    d, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
+    variance, df, independent = _variance_of_mean(d, labels, clusters)
+    n, mean, size = len(d), d.mean(), np.abs(d)
+    total = size.sum()
+    if total == 0:
+        low, high = -wilson(0, independent, z)[1], wilson(0, independent, z)[1]
+    else:
+        alike, z_image = 1.0, z  # how many images count as one
+        if independent < n:
+            alike = max(1.0, variance / (d.var(ddof=1) / n)) if d.var() > 0 else n / independent
+            z_image = _student_quantile(z, df)
+        share, sided, differ = total / n, d.sum() / total, total**2 / (d * d).sum() / alike
+        shares = wilson(share, (share * (1 - share) / size.var() if size.var() > 0 else 1) * n / alike, z_image)
+        sides = [2 * wilson((1 + sided) / 2 + step / differ, differ, z_image)[side] - 1 for side, step in ((0, -0.25), (1, 0.25))]
+        low = _product_bound(share, sided, shares, sides[0], outwards=mean < 0)
+        high = _product_bound(share, sided, shares, sides[1], outwards=mean > 0)
+    wide = _spread_of_draws(draws.mean(1), z)
+    low, high = max(-1.0, mean - math.hypot(mean - low, wide)), min(1.0, mean + math.hypot(high - mean, wide))
+    return {"mean": mean.item(), "ci95": [float(low), float(high)]}
+
+
+def _product_bound(share, sided, shares, bound, outwards):
+    """A bound of share * sided, away from zero or towards it, from that of sided and both of share; it has the sign of `bound`."""
+    if bound * sided <= 0:
+        return share * bound
+    step = math.hypot(math.log(bound / sided), math.log(shares[int(outwards)] / share))
+    return share * sided * math.exp(step if outwards else -step)
+
+
+def _other_classes(correct, labels, seed=0):
+    """95 % percentile interval of the accuracy when whole classes are drawn anew: of a study of other classes like these.
+
+    None below _FEWEST classes. It answers another question than that of the user, whose classes are fixed.
+    """
+    classes, index = np.unique(labels, return_inverse=True)
+    if len(classes) < _FEWEST:
+        return None
+    hits, counts, rng = np.bincount(index, correct), np.bincount(index), np.random.default_rng(seed)
+    share, means = np.full(len(classes), 1 / len(classes)), []
+    for _ in range(10 if len(classes) < 2000 else 1):  # in parts, to hold few counts at a time
+        drawn = rng.multinomial(len(classes), share, _RESAMPLES // 10)  # (draws, C)
+        means.append((drawn @ hits) / (drawn @ counts))
+    return np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
+
+
+# ---- results ----------------------------------------------------------------------------------------------------
+
+
+def report(args, data, model, images, metrics, method="", logits=None, labels_used=0, rows=None, history=None):
+    """Print `metrics` where they are those of `evaluate` (few_shot.py prints its own) and, with --out FILE.json, write them, with
+    everything a number depends on, and FILE.npz beside it.
+
+    `images` are the splits used, {name: Images}; `logits` (N, C) are those of its last one, on which `method` is judged.
+    `labels_used` counts the labelled images that anything was learnt or chosen from. `rows` are the lines of the study's
+    table, where there are more than the one of `method`: dicts with method, labels (a class), labels_used, right (S, N) of S draws.
+
+    The .npz holds what is known of each image of the last split: path, class, cluster, right (rows, S, N), and of logits
+    the class predicted, its confidence, and a few pictures for the figures.
+    """
+    if "top1" in metrics:
+        _print_metrics(metrics)
+    if not args.out:
+        return
+
+    # what is known of each image, so that plot.py can compare encoders picture by picture
+    out, last, arrays = Path(args.out), list(images.values())[-1], {}
+    labels_used = max(labels_used, model.labels_used)
+    if logits is not None:
+        logits = logits.cpu()
+        predicted = logits.numpy().argmax(1)
+        confidence = torch.cat([(part.amax(1) - part.logsumexp(1)).exp() for part in logits.split(1024)])  # of the softmax
+        arrays |= {"predicted": predicted, "confidence": confidence.numpy()}
+        arrays |= _example_pictures(last, predicted, metrics.get("confusions", ()), data.classes)
+        right = (predicted == last.labels.numpy())[None]
+        rows = rows or [{"method": method, "labels": labels_used / len(data.classes), "labels_used": labels_used, "right": right}]
+
+    # the rows of the study's table
+    table = []
+    for row in rows or ():
+        ci95 = accuracy_interval(row["right"], last.labels, last.clusters)
+        table.append({k: v for k, v in row.items() if k != "right"} | {"accuracy": float(np.mean(row["right"])), "ci95": ci95})
+    if table:
+        arrays["right"] = np.stack([row["right"] for row in rows]).astype(np.uint8)
+
+    if arrays:  # first: where the record exists, its predictions do
+        with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), cluster=last.clusters, **arrays)
+    write_json(out, _record(args, data, model, images, metrics, table, labels_used, history))
+    print(f"wrote {out}")
+
+
+def _record(args, data, model, images, metrics, table, labels_used, history):
+    """The dict that becomes FILE.json; args are as given or, where they were left open, as they were settled."""
+    given = {key: value for key, value in vars(args).items() if key != "began"}
+    settled = {"model": given.get("model") or model.name, "type": data.type, "prompts": data.templates}
+    counts = {"counts": {s: len(i) for s, i in images.items()}, "skipped": {s: len(i.skipped) for s, i in images.items()}}
+    counts |= {"made": data.made} if data.made else {}
+    return {
+        "format": FORMAT,
+        "script": Path(sys.argv[0]).stem,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "args": given | {key: value for key, value in settled.items() if key in given},
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
+        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.kind},
+        "labels_used": labels_used,
+        "table": table,
+        "metrics": metrics,
+        **({"history": history} if history else {}),
+        "environment": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+            "precision": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "code": code_version(),
+        },
+        "seconds": round(time.time() - args.began, 2),
+    }
+
+
+def read_result(file):
+    """(record, arrays) that `report` wrote to `file` and the .npz beside it, {} where there is none.
+
+    Fails where either is damaged, or of another format.
+    """
+    record, saved = read_json(file), Path(file).with_suffix(".npz")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        again = record.get("command") if isinstance(record, dict) else None
+        again = f"make it anew: {again}" if isinstance(again, str) else "take it away, or make it anew"
+        fail(f"{file}: not a result of these scripts, or of older ones; {again}")
+    try:
+        arrays = dict(np.load(saved)) if saved.exists() else {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        fail(f"{saved}: cannot be read: {why(error)}; delete it and its .json, and make makes both anew")
+    return record, arrays
+
+
+def code_version():
+    """The git commit of the folder this file lies in, with + for uncommitted changes; without git a hash of this file."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True).strip()
+        if not subprocess.check_output([*git, "ls-files", "common.py"], text=True):
+            raise OSError  # a copy that another project's git does not know
+        return commit + ("+" if subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "sha256:" + file_sha256(__file__)[:12]
+
+
+def _example_pictures(images, predicted, confusions, classes, side=112):
+    """Small pictures for the figures: `pairs` (P, 2) of positions of images of confused classes, one that was confused and one of
+    the class it was taken for, and their uint8 `pictures` (2 P, S, S, 3)."""
+    true, pairs = images.labels.numpy(), []
+    for c in confusions[:4]:
+        t, p = classes.index(c["true"]), classes.index(c["predicted"])
+        mine, theirs = np.flatnonzero((true == t) & (predicted == p)), np.flatnonzero(true == p)
+        if len(theirs):  # one that was named right, if there is one
+            pairs.append((mine[0], theirs[np.argmax(predicted[theirs] == p)]))
+    pairs = np.array(pairs, int).reshape(-1, 2)
+    x = images[pairs.ravel()]
+    x = upsample(x, side) if x.shape[-1] > side and len(x) else x
+    return {"pairs": pairs, "pictures": x.permute(0, 2, 3, 1).numpy()}
+
+
+# ---- training ---------------------------------------------------------------------------------------------------
+
+_WARMUP = 0.1  # the share of all steps in which the learning rate rises
+_NORM = 1.0  # longer gradients are cut to this length
+
+
+def snapshot(net):
+    """Copies on the CPU of what training changes in `net`: trainable parameters, and buffers.
+
+    net.load_state_dict(snapshot, strict=False) puts them back.
+    """
+    tensors = [*((name, p) for name, p in net.named_parameters() if p.requires_grad), *net.named_buffers()]
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
+
+
+def read_checkpoint(path, about):
+    """What `fit` wrote, or None where there is nothing; fails where it belongs to another run."""
+    for stale in Path(path).parent.glob(f".*-{Path(path).name}") if path else ():
+        stale.unlink()  # what a kill while writing has left
+    if not path or not Path(path).exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        there = saved["about"]
+    except Exception as error:
+        fail(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it, or begin anew with --restart")
+    if other := [f"{key} {there.get(key)} there, {about.get(key)} here" for key in {**there, **about} if there.get(key) != about.get(key)]:
+        fail(f"{path}: checkpoint of another run: {some(other, 3)}; finish that one, or begin anew with --restart")
+    return saved
+
+
+def half_epochs(load, count, batch, epochs, seed):
+    """Legs for `fit`: [(epochs done at the end of the leg, [function without arguments -> tensors of a batch])], two an epoch.
+
+    load(rows, epoch) -> tensors of a batch of the `count` images. Each epoch has an order of its own, by seed; its batches are
+    of nearly equal size, so that none is left out and none is tiny. Fails where a batch is larger than all.
+    """
+    if batch > count:
+        fail(f"--batch {batch}: more than the {count} images to train on; give a smaller one")
+    per_epoch = -(-count // batch)
+
+    @lru_cache(1)
+    def order(epoch):
+        return np.array_split(np.random.default_rng([seed, epoch]).permutation(count), per_epoch)
+
+    def fetch(epoch, i):
+        return load(order(epoch)[i], epoch)
+
+    ends = sorted({per_epoch // 2, per_epoch} - {0})
+    legs = []
+    for epoch in range(epochs):
+        for start, end in zip([0, *ends], ends):
+            position = epoch * per_epoch + end
+            legs.append((position / per_epoch, [partial(fetch, epoch, i) for i in range(start, end)]))
+    return legs
+
+
+def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None):
+    """Train `net`: autocast, warm-up and cosine, clipped gradients; and never lose a run.
+
+    optimizer: with the peak learning rates. legs: as half_epochs makes them; batches are fetched one ahead in a thread of its own.
+    step(tensors on the device) -> (loss, score), scalars on the device. validate() -> a score, the higher the better, once
+    before and after each leg. `model` says where and how to compute; between validations nothing waits for the device.
+
+    Each leg ends with a checkpoint, which holds all that is needed to go on as if nothing had happened, and `about`, a
+    dict of all that the numbers depend on: a checkpoint of another one is refused. A loss or a weight that is not finite
+    ends the program, the last good checkpoint kept.
+
+    Returns (history, best): a row before and after each leg, and the snapshot with the highest score, of equals the
+    earliest. `train` is the mean score of a leg's batches; `busy` the seconds of its steps and all before, without validation.
+    """
+    # 16-bit floats need their loss scaled; bf16 and float32 do not, and then the scaler does nothing
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
+    steps = sum(len(batches) for _, batches in legs)
+
+    # from the start, or from where the run was interrupted; the history is the position
+    if saved := read_checkpoint(checkpoint, about):
+        history, best = _resume(saved, net, optimizer, scaler, model.device)
+        print(f"goes on from {checkpoint}, step {history[-1]['step']:,} of {steps:,}")
+    else:
+        net.eval()
+        first = {"epoch": 0.0, "step": 0, "train": None, "val": validate(), "loss": None, "lr": 0.0, "seconds": 0.0, "busy": 0.0}
+        history, best = [first], snapshot(net)
+    spent, started, position = history[-1]["seconds"], time.time(), history[-1]["step"]
+
+    left = legs[len(history) - 1 :]
+    bar = progress(None, f"{model.name} training", "step", steps)
+    bar.update(position)
+    with bar, ThreadPoolExecutor(1) as pool:
+        ready = _one_ahead(pool, chain.from_iterable(batches for _, batches in left), model.device)
+        for epoch, batches in left:
+            # a leg of steps
+            total, since, begun = torch.zeros(2, device=model.device), 0, time.time()
+            net.train()
+            while since < len(batches):
+                tensors = [t.to(model.device, non_blocking=True) for t in next(ready)]
+                share = _learning_rate((position + 0.5) / steps)
+                for group, peak in zip(optimizer.param_groups, peaks):
+                    group["lr"] = peak * share
+                with model.autocast():
+                    loss, score = step(tensors)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(parameters, _NORM)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                total += torch.stack([loss.detach(), score])
+                position, since = position + 1, since + 1
+                bar.update()
+                if model.device.type == "cpu" and not total[0].isfinite():  # there it costs nothing to look
+                    break
+
+            # what it has come to, the only place where anything waits for the device
+            mean_loss, mean_score = (total / since).tolist()
+            busy = history[-1]["busy"] + time.time() - begun
+            state = snapshot(net)
+            if not (math.isfinite(mean_loss) and all(t.isfinite().all() for t in state.values())):
+                kept = f"; {checkpoint} keeps step {history[-1]['step']:,}" if checkpoint and len(history) > 1 else ""
+                fail(f"training: the loss or a weight is no longer finite at step {position:,}{kept}; try a smaller --lr, with --restart")
+            net.eval()
+            val = validate()
+            if val > max(row["val"] for row in history):
+                best = state
+            row = {"epoch": epoch, "step": position, "train": mean_score, "val": val, "loss": mean_loss, "lr": peaks[0] * share}
+            history.append(row | {"seconds": spent + time.time() - started, "busy": busy})
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, val {val:.3f}")
+            if checkpoint:
+                saved = {"about": about, "state": state, "best": best, "history": history, "random": _random_state(model.device)}
+                save_tensors(saved | {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, checkpoint)
+    net.eval()
+    return history, best
+
+
+def _resume(saved, net, optimizer, scaler, device):
+    """(history, best) of a checkpoint, with all else put back where it was."""
+    net.load_state_dict(saved["state"], strict=False)
+    optimizer.load_state_dict(saved["optimizer"])
+    scaler.load_state_dict(saved["scaler"])
+    torch.set_rng_state(saved["random"][0])
+    for state in saved["random"][1:]:
+        torch.cuda.set_rng_state(state, device)
+    return saved["history"], saved["best"]
+
+
+def _learning_rate(done):
+    """The share of its peak after a share of all steps: a straight rise, then half a cosine."""
+    return done / _WARMUP if done < _WARMUP else (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))) / 2
+
+
+def _one_ahead(pool, calls, device):
+    """The results of functions without arguments, each computed in the pool while the one before is used."""
+
+    def fetch(call):
+        return [t.pin_memory() if device.type == "cuda" else t for t in call()]
+
+    ahead = None
+    for call in calls:
+        ready, ahead = ahead, pool.submit(fetch, call)
+        if ready:
+            yield ready.result()
+    if ahead:
+        yield ahead.result()
+
+
+def _random_state(device):
+    """The states of torch's random numbers, on the CPU and on a GPU."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+# ---- saved weights, and pictures to name ----------------------------------------------------------------------------
+
+
+def save_weights(path, tensors, about):
+    """Write {name: tensor} as .safetensors, with `about`, a dict that JSON can hold: what they are and were made with."""
+    about = json.dumps({"format": FORMAT, **about})  # one string, because several would be written in any order
+    with atomic(path) as temporary:
+        temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"about": about}))
+
+
+def about(data, model, images, seed):
+    """What a file that is saved says of the data and the model, for whoever starts from it or predicts with it."""
+    words = {"classes": data.classes, "words": data.words, "prompts": data.templates, "type": data.type}
+    split = digest([i.paths for i in hold_out(images, seed).values()])
+    return {"model": model.name, "features": model.kind, "act": model.act, "sha256": model.sha256, "split": split, **words}
+
+
+def read_weights(path):
+    """(about, tensors) of a file of weights: of `save_weights`, with about {} of others, or a state dict that torch.save wrote.
+
+    Of what could carry code only OpenAI's own TorchScript archives are opened, which are known by their SHA-256. Fails
+    where there is no such file, it cannot be read, or is of an older format of ours.
+    """
+    path, strings = Path(path), {}
+    if not path.is_file():
+        fail(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                strings = file.metadata() or {}
+            # copied, because where they lie in the file decides in which order some kernels add, and so the last bits of what follows
+            tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        elif zipfile.is_zipfile(path) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+            if file_sha256(path) not in _OPENAI:
+                fail(f"{path}: a TorchScript archive, which can carry code, and not OpenAI's by SHA-256; save its state dict")
+            tensors = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)  # open_clip's training checkpoints
+            tensors = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        about = json.loads(strings.get("about", "{}"))
+    except Exception as error:  # torch's own text would advise to load it without the safeguard
+        fail(f"{path}: not a readable file of tensors ({type(error).__name__}): cut off, or it holds more than tensors")
+    old = {"classes", "labels_used", "steps"} & {*strings}  # which formats before this one kept as strings of their own
+    if old or (about and about.get("format") != FORMAT):
+        fail(f"{path}: of an older format; make it anew with the script that saved it")
+    return about, tensors
+
+
+def name_pictures(model, files, head, labels, most=None):
+    """Print, for each of the picture files, the `labels` (C,) by their probability, all or `most` of them.
+
+    head(features (B, D) on the device) -> logits (B, C). Fails where a picture cannot be read.
+    """
+    pixels = []
+    for file in files:
+        try:
+            pixels.append(_read_image(file, model.size)[0])
+        except Exception as error:
+            fail(f"{file}: not a picture that can be read: {why(error)}")
+    pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = [head(model.finite(model.encode_image(x), "features")) for x in pixels.split(model.batch)]
+    for file, p in zip(files, torch.cat(logits).softmax(1).cpu()):
+        print(file)
+        for i in p.argsort(descending=True, stable=True)[:most].tolist():
+            print(f"  {p[i]:6.3f}  {labels[i]}")
+
+
+# =================================================================================================================
+# From here on how it is done: skip it on the first reading
+# =================================================================================================================
+
+# ---- folders ----------------------------------------------------------------------------------------------------
+
+
+def _natural(name):
     """Sort key that puts 2.jpg before 10.jpg."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def as_text(name):
+def _as_text(name):
     """A name of a file as text, which is the same in any locale, but then may not be a name to open it by."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
-def is_image(name):
+def _is_image(name):
     Image.init()
     return not name.startswith(".") and Image.EXTENSION.get(os.path.splitext(name)[1].lower()) in Image.OPEN
 
 
-class Folder:
+class _Folder:
     """What lies in a folder, without hidden files; `count` is of images at any depth. Links that go round are not followed."""
 
     def __init__(self, path, above=()):
@@ -199,12 +1266,12 @@ class Folder:
             fail(f"{path}: cannot be read: {why(error)}")
         above = (*above, (place.st_dev, place.st_ino))
         self.path = path
-        self.name = as_text(path.name)
-        self.images = [e for e in entries if is_image(e.name) and e.is_file()]
-        self.others = [e.name for e in entries if not e.is_dir() and not (is_image(e.name) and e.is_file())]
+        self.name = _as_text(path.name)
+        self.images = [e for e in entries if _is_image(e.name) and e.is_file()]
+        self.others = [e.name for e in entries if not e.is_dir() and not (_is_image(e.name) and e.is_file())]
         inner = [e for e in entries if e.is_dir() and e.name != "__MACOSX"]
         inner = [e for e in inner if (e.stat().st_dev, e.stat().st_ino) not in above]
-        self.folders = [Folder(path / e.name, above) for e in inner]
+        self.folders = [_Folder(path / e.name, above) for e in inner]
         self.count = len(self.images) + sum(f.count for f in self.folders)
 
     def walk(self):
@@ -217,20 +1284,20 @@ class Folder:
         """[(path below root, size in bytes, mtime in ns)] of the images at any depth, in natural order of the whole path."""
         entries = [(f.path.relative_to(root) / e.name, e.stat()) for f in self.walk() for e in f.images]
         rows = [(path.as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in entries]
-        return sorted(rows, key=lambda row: (natural(row[0]), row[0]))
+        return sorted(rows, key=lambda row: (_natural(row[0]), row[0]))
 
 
-def class_folders(folder):
+def _class_folders(folder):
     """The folders of a split that are classes: they hold images at some depth, or no file at all (a class without images)."""
     return [f for f in folder.folders if f.count or not any(g.others for g in f.walk())]
 
 
-def named_splits(folder):
+def _named_splits(folder):
     """{split: Folder} of the folders in `folder` that are called like one and hold folders with images."""
     splits = {}
     for f in folder.folders:
-        split = SPLITS.get(f.path.name.lower())
-        kinds = {SPLITS.get(g.path.name.lower()) for g in f.folders if g.count}
+        split = _SPLITS.get(f.path.name.lower())
+        kinds = {_SPLITS.get(g.path.name.lower()) for g in f.folders if g.count}
         if split is None or not kinds or (None not in kinds and kinds != {split}):  # the last: training/{train,test}
             continue
         if split in splits:
@@ -239,7 +1306,7 @@ def named_splits(folder):
     return splits
 
 
-def find_splits(top):
+def _find_splits(top):
     """{split: Folder of classes} of the Folder `top`, found by name in any case, or {"all": Folder}; also below wrapper folders.
 
     A class is a folder directly below its split, with the images at any depth in it. Where no folders are called like
@@ -248,10 +1315,10 @@ def find_splits(top):
     """
     level = [top]
     while level:
-        found = [(f, splits) for f in level if (splits := named_splits(f))]
-        found += [(f, {"all": f}) for f in level if not named_splits(f) and any(g.images for g in f.folders)]
+        found = [(f, splits) for f in level if (splits := _named_splits(f))]
+        found += [(f, {"all": f}) for f in level if not _named_splits(f) and any(g.images for g in f.folders)]
         if found and "all" in found[0][1]:  # pictures beside a data set, or a data set with another in it
-            found += [(g, splits) for f in level for g in f.walk() if g is not f and (splits := named_splits(g))]
+            found += [(g, splits) for f in level for g in f.walk() if g is not f and (splits := _named_splits(g))]
         if len(found) > 1:
             places = some([str(f.path) for f, _ in found])
             fail(f"--data {top.path}: holds several data sets: {places}; name one of them; if they are classes, put them into train/")
@@ -264,9 +1331,9 @@ def find_splits(top):
     fail(f"--data {top.path}: no images in class folders; put each class into a folder of its own, named after the class")
 
 
-def print_left_out(top, splits):
+def _print_left_out(top, splits):
     """One line on the files below the Folder `top` that are in no class or no images, or nothing."""
-    classes = [f for split in splits.values() for f in class_folders(split)]
+    classes = [f for split in splits.values() for f in _class_folders(split)]
     inside = {g.path for f in classes for g in f.walk()}
     stray = [str(f.path.relative_to(top.path) / e.name) for f in top.walk() if f.path not in inside for e in f.images]
     others = [name for split in splits.values() for f in split.folders for g in f.walk() for name in g.others]
@@ -279,7 +1346,72 @@ def print_left_out(top, splits):
         print(f"note: {top.path}: left out: {'; '.join(parts)}")
 
 
-def pick_run(sizes, target, least, most, rng):
+def _class_words(root, classes, classnames=None):
+    """What a prompt calls each class: `_` and `-` become spaces; classnames.json in the data folder or a file overrides."""
+    path = Path(classnames) if classnames else root / "classnames.json"
+    given = {}
+    if classnames or path.is_file():
+        given = read_json(path)
+        if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
+            fail(f"{path}: must be a JSON object that maps folder names to words")
+        unknown = sorted(set(given) - set(classes))
+        if unknown:
+            print(f"note: {path} names {counted(len(unknown), 'class')} that the data lacks: {some(unknown)}")
+    words = [given.get(c, " ".join(re.sub("[_-]", " ", c).split())) for c in classes]
+    for text in sorted(w for w, n in Counter(words).items() if n > 1):
+        same = [c for c, w in zip(classes, words) if w == text]
+        print(f"note: classes {', '.join(same)} are all called '{text}', which no prompt can tell apart; see classnames.json")
+    return words
+
+
+# ---- captions -----------------------------------------------------------------------------------------------------
+
+
+def _default_templates(type=""):
+    return ["a photo of a {}, a type of {type}." if type else "a photo of a {}."]
+
+
+def read_templates(prompts, type=""):
+    """--prompts as (templates, how many labelled images chose them): templates themselves, one JSON or text file of them,
+    or what prompts.py wrote; nothing gives the default template."""
+    if not prompts:
+        return _default_templates(type), 0
+    labels_used = 0
+    if len(prompts) == 1 and "{}" not in prompts[0]:
+        prompts, labels_used = _read_template_file(Path(prompts[0]))
+    for template in prompts:
+        if "{}" not in template:
+            fail(f"prompt '{template}': a template needs {{}} where the class name goes")
+        if "{type}" in template and not type:
+            fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
+    return list(prompts), labels_used
+
+
+def _read_template_file(path):
+    if not path.is_file():
+        fail(f"prompts '{path}': neither a template with {{}} nor a file")
+    try:
+        found = (
+            read_json(path)
+            if path.suffix == ".json"
+            else [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"prompts {path}: not a text file: {why(error)}")
+    labels_used = 0
+    if isinstance(found, dict) and found.get("script") == "prompts":
+        labels_used = found.get("labels_used", 0)
+        print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {found.get('data', {}).get('name')}: not zero-shot")
+        found = found.get("metrics", {}).get("ensemble")
+    if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
+        fail(f"prompts {path}: empty, or neither a list of templates nor the result of prompts.py")
+    return found, labels_used
+
+
+# ---- splits -----------------------------------------------------------------------------------------------------
+
+
+def _pick_run(sizes, target, least, most, rng):
     """(start, end) of neighbours whose `sizes` (n,) add up to about `target`, at least `least` (0 or 1) and at most `most` of them.
 
     One at random of the runs that come as near as any, give or take half a mean size: where all sizes are 1, exactly.
@@ -296,7 +1428,7 @@ def pick_run(sizes, target, least, most, rng):
     return starts[start], ends[start]
 
 
-def blocked_split(labels, share, seed, groups=None):
+def _blocked_split(labels, share, seed, groups=None):
     """Boolean mask (N,) that holds out one contiguous run of about `share` of each class.
 
     Runs, because neighbouring frames of a video are near-copies: a random split would put neighbours of every held-out
@@ -308,7 +1440,7 @@ def blocked_split(labels, share, seed, groups=None):
     the fewest groups. Where classes share groups so that not all can have one on either side, training has.
     """
     labels = np.asarray(labels)
-    names = sorted(set(groups or ()), key=lambda name: (natural(name), name))
+    names = sorted(set(groups or ()), key=lambda name: (_natural(name), name))
     index = {name: i for i, name in enumerate(names)}
     which = np.array([index[name] for name in groups], int) if groups else np.arange(len(labels))  # (N,)
     members = [np.unique(which[labels == c], return_counts=True) for c in np.unique(labels)]  # of each class (groups, their images)
@@ -321,7 +1453,7 @@ def blocked_split(labels, share, seed, groups=None):
         target = max(1, round(share * sizes.sum())) - sizes[held[mine]].sum()
         most = len(free) - (not (decided & ~held)[mine].any())
         least = min(most, 1 - held[mine].any())
-        start, end = pick_run(sizes[free], max(0, target), least, most, rng)
+        start, end = _pick_run(sizes[free], max(0, target), least, most, rng)
         held[mine[free[start:end]]] = True
         decided[mine] = True
     if groups:  # the smallest group changes sides where a class has none on one: first what training needs, which then stays
@@ -337,9 +1469,9 @@ def blocked_split(labels, share, seed, groups=None):
     return held[which]
 
 
-def group_names(given, paths):
+def _group_names(given, paths):
     """{path: group} by a regular expression, its captures joined or its whole match, or by a .csv file of path,group."""
-    names = {path: as_text(path) for path in paths}
+    names = {path: _as_text(path) for path in paths}
     if given.endswith(".csv"):
         try:
             with open(given, encoding="utf-8-sig", newline="") as file:
@@ -365,13 +1497,13 @@ def group_names(given, paths):
     return groups
 
 
-def part_groups(splits, groups):
+def _part_groups(splits, groups):
     """The same splits without the training images, then the val images, whose group lies in a later split too."""
     splits, later = dict(splits), {}
     for split in ("test", "val", "train"):
         rows = splits.get(split, [])
         splits |= {split: [row for row in rows if groups[row[0]] not in later]} if rows else {}
-        shared = sorted({groups[row[0]] for row in rows} & {*later}, key=natural)
+        shared = sorted({groups[row[0]] for row in rows} & {*later}, key=_natural)
         if shared:
             where = " or ".join(dict.fromkeys(later[group] for group in shared))
             count = counted(len(rows) - len(splits[split]), f"{split} image")
@@ -380,96 +1512,28 @@ def part_groups(splits, groups):
     return splits
 
 
-def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None):
-    """List the images of data/NAME, or of the folder NAME.
+# ---- pictures: decoded once ---------------------------------------------------------------------------------------
 
-    `classnames` is a JSON file {folder: words}; `type` overrides the data set's own ("" for none). A class that training
-    lacks is an error, unless `union` (zero-shot): then the classes are those of all splits together. `groups` (as in
-    group_names) of images never lie on both sides of a split.
+_DECODING = 3  # part of every cache key: raise it when the functions below change a pixel
+_THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
+
+
+def read_rgb(path):
+    """A picture file as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels composited on white, 16 bit scaled.
+
+    Raises ValueError for a broken picture, OSError or MemoryError where the disk, a permission or the memory failed and not
+    the picture: then it must not be skipped for good.
     """
-    if name == "toy" and not Path("data/toy").is_dir():
-        make_toy()
-    places = (Path(name),) if name.startswith((".", "/")) else (Path("data") / name, Path(name))
-    root = next((p for p in places if p.is_dir()), None)
-    if root is None:
-        fail(f"--data {name}: no such folder: {' or '.join(map(str, places))}")
-    name = root.absolute().name  # not that of what a link points to
-    top = Folder(root)
-    folders = find_splits(top)
-    base = folders.get("train") or folders.get("all") or folders.get("test")
-    if base is None:
-        fail(f"--data {root}: only a validation folder; a train or a test folder is needed")
-    listed = {split: {f.name: f for f in class_folders(folder)} for split, folder in folders.items()}
-    classes = {f.name for f in class_folders(base)}
-    for split, found in listed.items():
-        extra = sorted(set(found) - classes)
-        if extra and not union:
-            fail(f"{folders[split].path}: has classes that {base.path} lacks: {some(extra)}; add training images or remove them")
-        if extra:
-            print(f"note: {folders[split].path} has classes that {base.path} lacks, all are used: {some(extra)}")
-    classes = sorted(classes.union(*listed.values()))
-    print_left_out(top, folders)
-    splits = {}
-    for split, found in listed.items():
-        files = {c: found[c].files(root) if c in found else [] for c in classes}
-        splits[split] = [(*row, label) for label, rows in enumerate(files.values()) for row in rows]
-        if missing := [c for c, rows in files.items() if not rows]:
-            print(f"note: {folders[split].path} has no images of {counted(len(missing), 'class')}: {some(missing)}")
-    fingerprint, named = digest(splits), None
-    if groups:
-        named = group_names(groups, [row[0] for rows in splits.values() for row in rows])
-        names = sorted(set(named.values()), key=natural)
-        print(f"{name}: {counted(len(names), 'group')} of {counted(len(named), 'image')}: {some(names, 3)}")
-        splits = part_groups(splits, named)
-    if "test" not in splits:
-        rows = splits.pop("all", None) or splits.pop("train")
-        mask = blocked_split([row[3] for row in rows], HOLDOUT, seed, named and [named[row[0]] for row in rows])
-        if named and not mask.any():
-            fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test folder")
-        splits["train"] = [row for row, held in zip(rows, mask) if not held]
-        splits["test"] = [row for row, held in zip(rows, mask) if held]
-        what = "groups" if named else "files"
-        print(f"note: no test folder: a run of neighbouring {what} of each class is the test split, {mask.sum()} images, seed {seed}")
-    if type is None:
-        type = TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
-    made, mark = {}, root / "upsample.json"
-    if mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
-        made = {"source": record["about"].get("files"), "seconds": record.get("seconds")}
-    return Data(name, root, classes, class_words(root, classes, classnames), type, splits, fingerprint, made, named)
-
-
-def class_words(root, classes, classnames=None):
-    """What a prompt calls each class: `_` and `-` become spaces; classnames.json in the data folder or a file overrides."""
-    path = Path(classnames) if classnames else root / "classnames.json"
-    given = {}
-    if classnames or path.is_file():
-        given = read_json(path)
-        if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
-            fail(f"{path}: must be a JSON object that maps folder names to words")
-        unknown = sorted(set(given) - set(classes))
-        if unknown:
-            print(f"note: {path} names {counted(len(unknown), 'class')} that the data lacks: {some(unknown)}")
-    words = [given.get(c, " ".join(re.sub("[_-]", " ", c).split())) for c in classes]
-    for text in sorted(w for w, n in Counter(words).items() if n > 1):
-        same = [c for c, w in zip(classes, words) if w == text]
-        print(f"note: classes {', '.join(same)} are all called '{text}', which no prompt can tell apart; see classnames.json")
-    return words
-
-
-def read_json(path):
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        fail(f"{path}: cannot be read as JSON: {error}")
+        with Image.open(path) as image:
+            return _to_rgb(image)
+    except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+            raise
+        raise ValueError(why(error)) from error
 
 
-# ---- images: decoded once -----------------------------------------------------------------------------------------
-
-DECODING = 3  # part of every cache key: raise it when the functions below change a pixel
-THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
-
-
-def to_rgb(image):
+def _to_rgb(image):
     """Any Pillow image as 8-bit RGB: EXIF orientation applied, transparent pixels composited on white, 16 bit scaled."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -482,60 +1546,16 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def read_image(path, size):
+def _read_image(path, size):
     """One picture as uint8 (size, size, 3): short side resized (Pillow bicubic, antialiased), centre cropped, as CLIP does.
 
     Beside it the whole picture as a thumbnail of 32 x 32 pixels, by which copies are found.
     """
-    with Image.open(path) as image:
-        image = to_rgb(image)
-    thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
+    image = read_rgb(path)
+    thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR))
     if image.size != (size, size):
         image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), size)
     return np.asarray(image), thumbnail
-
-
-def not_the_image(error):
-    """Whether the disk, a permission or the memory failed and not the picture: then it must not be skipped for good."""
-    return isinstance(error, MemoryError) or bool(getattr(error, "errno", None))
-
-
-def read_pictures(files, size):
-    """Picture files of any kind and size as uint8 (N, 3, size, size); one that cannot be read ends the program."""
-    pixels = []
-    for file in files:
-        try:
-            pixels.append(read_image(file, size)[0])
-        except Exception as error:
-            fail(f"{file}: not a picture that can be read: {why(error)}")
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-
-
-@dataclass
-class Images:
-    """One decoded split: `pixels` uint8 (N, S, S, 3), memory-mapped; `rows` those that could be decoded."""
-
-    pixels: np.ndarray
-    thumbnails: np.ndarray  # uint8 (N, 32, 32, 3), of whole pictures, memory-mapped
-    rows: np.ndarray
-    labels: torch.Tensor  # int64 (len(rows),)
-    paths: list  # of the rows, below the data folder
-    skipped: list  # (path, reason)
-    name: str
-    key: str  # what the pixels depend on, and nothing else
-    groups: list | None = None  # of the rows, names, where there are groups
-
-    def batches(self, size, start=0, stop=None):
-        """uint8 tensors (B, 3, S, S) in channels_last memory, in order; of all images or of those from start to stop."""
-        for rows in torch.from_numpy(self.rows[start:stop]).split(size):
-            yield torch.from_numpy(self.pixels[rows.numpy()]).permute(0, 3, 1, 2)
-
-    def take(self, chosen):
-        """Some of the images: those where a boolean mask (N,) is true, or of these positions."""
-        chosen = np.arange(len(self.rows))[chosen]
-        groups = self.groups and [self.groups[i] for i in chosen]
-        paths = [self.paths[i] for i in chosen]
-        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], paths=paths, groups=groups)
 
 
 def image_sizes(data, files):
@@ -559,7 +1579,18 @@ def native_size(sizes):
     return w if w == h else 0
 
 
-def load_images(data, split, size):
+def upsample(x, size):
+    """Bicubic, antialiased, uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), or `size` is (height, width): within 2/255 of Pillow.
+
+    uint8 all the way is both the exact and the fast path on a CPU; CUDA's kernel takes floats only.
+    """
+    size = size if isinstance(size, tuple) else (size, size)
+    if x.device.type == "cpu":
+        return F.interpolate(x, size=size, mode="bicubic", antialias=True)
+    return F.interpolate(x.float(), size=size, mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
+
+
+def _load_images(data, split, size):
     """Decode a split once into cache/images, for a model whose input is `size` pixels wide.
 
     Images that all share one square size not above the model's input keep it and are upsampled on the device, in batches;
@@ -568,42 +1599,19 @@ def load_images(data, split, size):
     files = data.files(split)
     listing = [str(data.root.absolute()), *(row[:3] for row in files)]  # no labels
     stem = f"cache/images/{data.name}-{split}"
-    scan = Path(f"{stem}-{digest([DECODING, listing])}.json")
+    scan = Path(f"{stem}-{digest([_DECODING, listing])}.json")
     if not scan.exists():
         native = native_size(image_sizes(data, files))
         with atomic(scan) as temporary:
             temporary.write_text(json.dumps(native), encoding="utf-8")
     native = read_json(scan)
     stored = native if 0 < native <= size else size
-    key = digest([DECODING, listing, stored])
+    key = digest([_DECODING, listing, stored])
     path, small, meta = (Path(f"{stem}-{stored}-{key}{end}") for end in (".npy", "-thumbnails.npy", ".json"))
     if not (path.exists() and small.exists() and meta.exists()):
-        need = len(files) * stored * stored * 3
-        free = shutil.disk_usage(path.parent).free
-        if need > free:
-            fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {stored} px, {free / 1e9:.1f} GB free")
-        reasons, unread, thumbnails = [], [], np.zeros((len(files), THUMBNAIL, THUMBNAIL, 3), np.uint8)
-        with atomic(path) as temporary, ThreadPoolExecutor() as pool:
-            pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), stored, stored, 3))
-
-            def decode(i):
-                try:
-                    pixels[i], thumbnails[i] = read_image(data.root / files[i][0], stored)
-                except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
-                    reasons.append((i, why(error)))
-                    if not_the_image(error):
-                        unread.append(f"{data.root / files[i][0]}: {why(error)}")
-
-            for _ in progress(pool.map(decode, range(len(files))), f"decoding {split}", "img", len(files)):
-                pass
-            if unread:  # the disk or a permission, not the image: must not be remembered
-                fail(f"{unread[0]}; nothing is cached, run again when it can be read")
-            pixels.flush()
-            del pixels
-        with atomic(small) as temporary, open(temporary, "wb") as file:
-            np.save(file, thumbnails)
+        reasons = _decode([data.root / row[0] for row in files], stored, path, small, split)
         with atomic(meta) as temporary:  # last: where it exists, the others do
-            temporary.write_text(json.dumps(sorted(reasons)), encoding="utf-8")
+            temporary.write_text(json.dumps(reasons), encoding="utf-8")
     reasons = dict(read_json(meta))
     skipped = [(files[i][0], reason) for i, reason in reasons.items()]
     for name, reason in skipped:
@@ -617,39 +1625,44 @@ def load_images(data, split, size):
     return Images(np.load(path, "r"), np.load(small, "r"), rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
 
 
-def load_splits(data, size):
-    """{"train": Images, "val": Images where there is such a split, "test": Images}."""
-    return {split: load_images(data, split, size) for split in ("train", "val", "test") if split != "val" or data.splits.get("val")}
+def _decode(files, side, path, small, what):
+    """Write the pixels (N, side, side, 3) of picture files to `path` and their thumbnails to `small`; [(position, why not)] of the rest."""
+    need, free = len(files) * side * side * 3, shutil.disk_usage(path.parent).free
+    if need > free:
+        fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {side} px, {free / 1e9:.1f} GB free")
+    reasons, unread, thumbnails = [], [], np.zeros((len(files), _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
+    with atomic(path) as temporary, ThreadPoolExecutor() as pool:
+        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), side, side, 3))
 
+        def decode(i):
+            try:
+                pixels[i], thumbnails[i] = _read_image(files[i], side)
+            except (OSError, MemoryError) as error:  # the disk or a permission, not the image: must not be remembered
+                unread.append(f"{files[i]}: {why(error)}")
+            except Exception as error:
+                reasons.append((i, why(error)))
 
-def hold_out(images, seed):
-    """The same splits; where there is no val, it is a run of neighbouring files or groups of each class, taken out of train."""
-    if "val" in images:
-        return images
-    images = dict(images)
-    train = images.pop("train")
-    held = blocked_split(train.labels, HOLDOUT, seed, train.groups)
-    return {"train": train.take(~held), "val": train.take(held), **images}
-
-
-def every_class(images, data):
-    """Fail where a class has no image to learn from."""
-    missing = [c for c, n in zip(data.classes, np.bincount(images.labels, minlength=len(data.classes))) if n == 0]
-    if missing:
-        fail(f"--data {data.root}: no training image of {some(missing)}; add some or remove the class")
+        for _ in progress(pool.map(decode, range(len(files))), f"decoding {what}", "img", len(files)):
+            pass
+        if unread:
+            fail(f"{unread[0]}; nothing is cached, run again when it can be read")
+        pixels.flush()
+    with atomic(small) as temporary, open(temporary, "wb") as file:
+        np.save(file, thumbnails)
+    return sorted(reasons)
 
 
 # ---- copies -----------------------------------------------------------------------------------------------------
 
 # Just above the most similar pair of different pictures: .923 of 1,920 toy pictures, each drawn anew, .968 of 7,600 frames of
 # different fruits. Made copies of 900 photographs and cartoons (half size, JPEG of quality 30, brightness .8 to 1.15, mirrored) all are
-COPY = 0.97
-LOOK_ALIKE = 0.95  # cosine of coarse thumbnails; says how much the pictures of a set resemble one another, and no more
-WAVES = 16  # frequencies below this are compared: half of what a thumbnail holds, so that resizing and JPEG change little
-BLOCK = 2048  # pictures compared at a time on either side: 100 MB
+_COPY = 0.97
+_LOOK_ALIKE = 0.95  # cosine of coarse thumbnails; says how much the pictures of a set resemble one another, and no more
+_WAVES = 16  # frequencies below this are compared: half of what a thumbnail holds, so that resizing and JPEG change little
+_BLOCK = 2048  # pictures compared at a time on either side: 100 MB
 
 
-def marks(thumbnails):
+def _marks(thumbnails):
     """What a picture and its copies have in common: uint8 (N, 32, 32, 3) -> float32 (N, E) and (N, O), of unit length together.
 
     Cosine transform of brightness and two colour differences, without the mean, each coefficient times its frequency: in
@@ -657,36 +1670,36 @@ def marks(thumbnails):
     mirrored picture has the same even horizontal frequencies (E) and the negative of the odd ones (O). Plain areas give 0.
     """
     x = thumbnails.float()
-    k, i = torch.arange(WAVES, device=x.device)[:, None], torch.arange(x.shape[1], device=x.device) + 0.5
+    k, i = torch.arange(_WAVES, device=x.device)[:, None], torch.arange(x.shape[1], device=x.device) + 0.5
     waves = torch.cos(math.pi * k * i / x.shape[1]) * torch.where(k == 0, 1, 2**0.5)
     colours = x.new_tensor([[1 / 3, 1 / 3, 1 / 3], [1 / 2, -1 / 2, 0], [1 / 4, 1 / 4, -1 / 2]])
     x = torch.einsum("ui,vj,dc,nijc->nuvd", waves / x.shape[1], waves / x.shape[1], colours, x)
     frequency = (k.square() + k.T.square()).sqrt()
-    x = x * (frequency * (frequency < WAVES))[..., None]
+    x = x * (frequency * (frequency < _WAVES))[..., None]
     x = x / x.square().sum((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-2)  # what is left of a plain picture is rounding
     return x[:, :, ::2].flatten(1), x[:, :, 1::2].flatten(1)
 
 
-def similarity(a, b):
+def _similarity(a, b):
     """Cosines (N, M) of the `marks` of N and M pictures, each pair's as it is or mirrored, whichever is higher; and which is."""
     even, odd = a[0] @ b[0].T, a[1] @ b[1].T
     return even + odd.abs(), odd < 0
 
 
-def coarse(thumbnails):
+def _coarse(thumbnails):
     """Unit-length (N, 768): 16 x 16 averages, the mean of each colour removed."""
     x = F.avg_pool2d(thumbnails.permute(0, 3, 1, 2).float(), 2)
     return F.normalize((x - x.mean((2, 3), keepdim=True)).flatten(1), dim=1)
 
 
-def thumbnail_blocks(images, device, block):
+def _thumbnail_blocks(images, device, block):
     """(first, thumbnails of the next `block` images on the device), so that a large set is never in memory as a whole."""
     for first in range(0, len(images.rows), block):
         rows = images.rows[first : first + block]
         yield first, torch.from_numpy(images.thumbnails[rows]).to(device)
 
 
-def find_copies(test, train, device="cpu", block=BLOCK):
+def find_copies(test, train, device="cpu", block=_BLOCK):
     """Look for every image of one split (N) in another: (copies, look_alike).
 
     `copies` are dicts: positions `test` and `train`, `similarity` above COPY, whether `mirrored`, whether `same_label`; for a
@@ -694,43 +1707,43 @@ def find_copies(test, train, device="cpu", block=BLOCK):
     A copy may be mirrored, resized, saved as JPEG or brightened. Cut by up to 2 % a side half are found, by 5 % nearly none.
     """
     found, alike = [], torch.zeros(len(test.rows), dtype=torch.bool)
-    for first, x in thumbnail_blocks(test, device, block):
-        mark, small, labels = marks(x), coarse(x), test.labels[first : first + len(x)].to(device)
+    for first, x in _thumbnail_blocks(test, device, block):
+        mark, small, labels = _marks(x), _coarse(x), test.labels[first : first + len(x)].to(device)
         best = {same: (x.new_zeros(len(x), dtype=torch.float32), labels * 0, labels < 0) for same in (True, False)}
         look = torch.zeros_like(best[True][0])
-        for start, y in thumbnail_blocks(train, device, block):
-            cosine, mirrored = similarity(mark, marks(y))
+        for start, y in _thumbnail_blocks(train, device, block):
+            cosine, mirrored = _similarity(mark, _marks(y))
             same_label = labels[:, None] == train.labels[start : start + len(y)].to(device)
             for same, (high, where, turned) in best.items():
                 value, i = cosine.masked_fill(same_label != same, 0).max(1)
                 better = value > high  # of equals the first
                 turn = mirrored.gather(1, i[:, None])[:, 0]
                 best[same] = value.maximum(high), torch.where(better, i + start, where), torch.where(better, turn, turned)
-            look = torch.maximum(look, (small @ coarse(y).T).amax(1))
-        alike[first : first + len(x)] = (look > LOOK_ALIKE).cpu()
+            look = torch.maximum(look, (small @ _coarse(y).T).amax(1))
+        alike[first : first + len(x)] = (look > _LOOK_ALIKE).cpu()
         for same, values in best.items():
             for i, (value, where, turned) in enumerate(zip(*(t.tolist() for t in values))):
-                if value > COPY:
+                if value > _COPY:
                     pair = {"test": first + i, "train": where, "similarity": value, "mirrored": turned}
                     found.append(pair | {"same_label": same})
     return sorted(found, key=lambda pair: pair["test"]), alike
 
 
-def clusters(images, device="cpu", block=BLOCK):
+def _clusters(images, device="cpu", block=_BLOCK):
     """int64 (N,): images of one class that are copies of each other, directly or by way of others, share a number.
 
     For intervals that draw clusters anew instead of images that are not independent. Where `images.groups` names a group
     for an image, that and its class are the cluster. Numbers are positions of a member.
     """
     ids, labels = np.arange(len(images.rows)), images.labels.numpy()
-    even, odd = (torch.cat(part) for part in zip(*(marks(x) for _, x in thumbnail_blocks(images, device, block))))
+    even, odd = (torch.cat(part) for part in zip(*(_marks(x) for _, x in _thumbnail_blocks(images, device, block))))
     for members in np.split(np.argsort(labels, kind="stable"), np.flatnonzero(np.diff(np.sort(labels))) + 1):
         group = np.arange(len(members))
         mine = torch.from_numpy(members).to(even.device)
         for first in range(0, len(members) if len(members) > 1 else 0, block):
             for start in range(first, len(members), block):  # pairs before these have been seen
                 pair = [(even[rows], odd[rows]) for rows in (mine[first : first + block], mine[start : start + block])]
-                linked = (similarity(*pair)[0] > COPY).cpu().numpy()
+                linked = (_similarity(*pair)[0] > _COPY).cpu().numpy()
                 for i in np.flatnonzero(linked.any(1)):
                     joined = np.unique(group[[first + i, *(start + np.flatnonzero(linked[i]))]])
                     if len(joined) > 1:
@@ -744,7 +1757,10 @@ def clusters(images, device="cpu", block=BLOCK):
     return torch.from_numpy(ids)
 
 
-# ---- models -------------------------------------------------------------------------------------------------------
+# ---- networks and files of weights ----------------------------------------------------------------------------------
+
+# Three families: OpenAI's CLIP, torchvision's classifiers, toys. Another one has its names in model_name, the side of its pictures
+# in input_size, its file in _weights_file, and its network in load_model
 
 # CLIP as OpenAI published it: repository with open_clip's copy of the weights, (embedding, input px, layers, width, patch)
 CLIP = {
@@ -757,96 +1773,11 @@ CLIP = {
     "ViT-B/16": ("timm/vit_base_patch16_clip_224.openai", (512, 224, 12, 768, 16)),
     "ViT-L/14": ("timm/vit_large_patch14_clip_224.openai", (768, 224, 24, 1024, 14)),
     "ViT-L/14@336px": ("timm/vit_large_patch14_clip_336.openai", (768, 336, 24, 1024, 14)),
+    "toy-ViT": (None, (64, 64, 4, 128, 8)),  # made by toy.py, never published
+    "toy-RN": (None, (64, 64, (1, 1, 1, 1), 16, None)),
 }
-TOYS = ("toy-ViT", "toy-RN", "toy-imagenet")
-CLIP_NORMALISE = clip.clip._transform(224).transforms[-1]  # mean and std, as the package has them
-OPENAI = {url.split("/")[-2]: name for name, url in clip.clip._MODELS.items()}  # SHA-256 of OpenAI's own files
-
-
-@dataclass
-class Model:
-    """An image encoder with everything that belongs to it, so that no script can mix normalisations.
-
-    `visual` maps normalised float (B, 3, size, size) to (B, width); frozen, in eval mode. `net` is the whole CLIP, or None.
-    """
-
-    name: str
-    visual: nn.Module
-    net: nn.Module
-    size: int
-    mean: tuple
-    std: tuple
-    width: int
-    sha256: str
-    device: torch.device
-    dtype: torch.dtype  # autocast to this; float32 means none
-    act: str = ""
-    features: str = "penultimate"  # or "projected" into CLIP's space of captions
-    projection: dict = field(default_factory=dict)  # what "penultimate" took out of `visual`
-    labels_used: int = 0  # labelled images that finetune.py trained it with
-    most: int = 256  # images at a time for which the memory suffices
-
-    def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
-        self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
-
-    def state_dict(self):
-        """Tensors that `weights` of load_model takes: the whole CLIP, or an ImageNet network without its last layer."""
-        state = self.net.state_dict() if self.net else self.visual.state_dict()
-        return state | {f"visual.{name}": tensor for name, tensor in self.projection.items()}
-
-    @property
-    def batch(self):
-        """Images at a time unless told otherwise: fewer where a CPU would fetch the activations of large ones from memory,
-        and where an input is larger than 224 px, so that all the pixels of a batch take no more memory than there."""
-        usual = 32 if self.device.type == "cpu" and self.size > 64 else 256
-        return max(1, min(usual, usual * 224**2 // self.size**2, self.most))
-
-    @property
-    def logit_scale(self):
-        return self.net.logit_scale.exp().item() if self.net else None
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def normalise(self, x):
-        """Values 0..255 (B, 3, size, size) on the device -> what `visual` takes."""
-        x = (x / 255).sub_(self.shift).div_(self.scale)  # in place, because fresh memory is slower than arithmetic
-        return x.contiguous(memory_format=torch.channels_last)
-
-    def inputs(self, x):
-        """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: upsampled to `size`, scaled, normalised."""
-        if self.device.type == "cuda":  # fewer bytes to move; elsewhere the CPU has the better kernel
-            x = x.to(self.device, non_blocking=True)
-        if x.shape[-1] != self.size:
-            x = upsample(x, self.size)
-        return self.normalise(x.to(self.device))
-
-    @torch.inference_mode()
-    def encode_image(self, x):
-        """uint8 (B, 3, S, S) -> float32 (B, width), on the device."""
-        with self.autocast():
-            return self.visual(self.inputs(x)).float()
-
-    @torch.inference_mode()
-    def _encode_text(self, tokens):
-        with self.autocast():
-            return self.net.encode_text(tokens.to(self.device)).float()
-
-    @property
-    def encode_text(self):
-        """Function from tokens (B, T) to float32 (B, E); None where there is no text side."""
-        return self._encode_text if self.net else None
-
-
-def upsample(x, size):
-    """Bicubic, antialiased, uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), or `size` is (height, width): within 2/255 of Pillow.
-
-    uint8 all the way is both the exact and the fast path on a CPU; CUDA's kernel takes floats only.
-    """
-    size = size if isinstance(size, tuple) else (size, size)
-    if x.device.type == "cpu":
-        return F.interpolate(x, size=size, mode="bicubic", antialias=True)
-    return F.interpolate(x.float(), size=size, mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
+_CLIP_NORMALISE = clip.clip._transform(224).transforms[-1]  # mean and std, as the package has them
+_OPENAI = {url.split("/")[-2]: name for name, url in clip.clip._MODELS.items()}  # SHA-256 of OpenAI's own files
 
 
 def spelled(name):
@@ -856,7 +1787,7 @@ def spelled(name):
 
 def model_name(name):
     """The exact name of a model, from CLIP's spelling or the one with / and @ as -. Fails with the nearest right names."""
-    known = {*CLIP, *TOYS, *torchvision.models.list_models(module=torchvision.models)}
+    known = {*CLIP, "toy-imagenet", *torchvision.models.list_models(module=torchvision.models)}
     names = {spelled(n).lower(): n for n in sorted(known)}
     key = spelled(name).lower()
     if key not in names:
@@ -865,9 +1796,14 @@ def model_name(name):
     return names[key]
 
 
-def input_size(name):
-    """Side in pixels of the pictures that a model takes."""
-    if name in TOYS:
+def _default_model(data):
+    return "toy-ViT" if Path(data).name in ("toy", "toy-srgan") else "ViT-B/32"
+
+
+def input_size(name, data=""):
+    """Side in pixels of the pictures that a model takes; without a name the one that is the default for --data."""
+    name = model_name(name or _default_model(data))
+    if name == "toy-imagenet":
         return 64
     return CLIP[name][1][1] if name in CLIP else torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
 
@@ -890,7 +1826,13 @@ def pick_device(device="auto", precision="auto"):
     return torch.device(device), {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def make_toy():
+def _out_of_memory(error):
+    """Whether the memory of a device or of the machine did not suffice, in the words of whichever part of torch says so."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error).lower() for w in words)
+
+
+def _make_toy():
     """Run toy.py, which draws data/toy and trains weights/toy-*.pt, whichever is missing."""
     script = Path(__file__).with_name("toy.py")
     if not script.exists():
@@ -899,16 +1841,16 @@ def make_toy():
         raise SystemExit(code)
 
 
-def weights_file(name, weights=None):
+def _weights_file(name, weights=None):
     """The file that holds the weights of `name`: as given, or found, or downloaded."""
     if weights:
         if not Path(weights).is_file():
             fail(f"--weights {weights}: no such file")
         return Path(weights)
-    if name in TOYS:
+    if name.startswith("toy-"):
         path = Path("weights") / f"{name}.pt"
         if not path.exists():
-            make_toy()
+            _make_toy()
         return path
     if name in CLIP:
         url = clip.clip._MODELS[name]
@@ -941,104 +1883,8 @@ def weights_file(name, weights=None):
     fail(f"{name}: its weights cannot be downloaded ({type(reason).__name__}); fetch {url} elsewhere and {put}")
 
 
-def file_sha256(path):
-    with open(path, "rb") as file:
-        total = hashlib.sha256()
-        while block := file.read(1 << 20):
-            total.update(block)
-        return total.hexdigest()
-
-
-def read_state_dict(path, sha256):
-    """Tensors of a .safetensors, a plain state dict, or OpenAI's own TorchScript archive (which can carry code: hash first)."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if zipfile.is_zipfile(path) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-            if sha256 not in OPENAI:
-                fail(f"--weights {path}: a TorchScript archive, which can carry code, and not OpenAI's by SHA-256; save its state dict")
-            return torch.jit.load(path, map_location="cpu").state_dict()
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)  # open_clip's training checkpoints
-        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    except Exception as error:  # torch's own text would advise to load it without the safeguard
-        fail(f"--weights {path}: not a readable file of tensors ({type(error).__name__}): cut off, or it holds more than tensors")
-
-
-def read_metadata(path):
-    """The strings that --save wrote into a .safetensors beside its tensors; {} where there are none."""
-    if Path(path).suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        fail(f"{path}: cannot be read as safetensors: {why(error)}")
-
-
-def load_model(name, device="auto", weights=None, precision="auto", act=None, features=None):
-    """Load a frozen `Model` by name: CLIP, torchvision classification, or toy.
-
-    `features` of CLIP are "projected" (the default), which can be compared with captions, or "penultimate", from before
-    that projection; an ImageNet model has the latter only.
-
-    The `clip` network uses QuickGELU. A CLIP checkpoint trained with GELU (LAION's) loads into it without a word and gives
-    wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`.
-    """
-    name = model_name(name)
-    if act and not weights:
-        fail("--act says how a --weights file was trained; without --weights it is known")
-    is_clip = name in CLIP or name in ("toy-ViT", "toy-RN")
-    features = features or ("projected" if is_clip else "penultimate")
-    if features == "projected" and not is_clip:
-        fail(f"--features projected: only CLIP projects; {name} has --features penultimate")
-    device, dtype = pick_device(device, precision)
-    path = weights_file(name, weights)
-    sha256 = file_sha256(path)
-    state = {key: tensor for key, tensor in read_state_dict(path, sha256).items() if not key.startswith("head.")}
-    about = read_metadata(path)  # of a file that finetune.py saved
-    act, labels_used = act or about.get("act"), int(about.get("labels_used", 0))
-    net, projection = None, {}
-    if is_clip:
-        if weights and name in CLIP and sha256 not in OPENAI and act is None:
-            fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
-        net = clip_network(state, path, CLIP.get(name, (None, None))[1])
-        if act == "gelu":
-            for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
-                block.gelu = nn.GELU()
-        if name in TOYS and (name == "toy-RN") != isinstance(net.visual, ModifiedResNet):
-            fail(f"--weights {path}: not the network of {name}")
-        visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
-        if features == "penultimate":
-            width, projection = unproject(visual)
-        mean, std = CLIP_NORMALISE.mean, CLIP_NORMALISE.std
-    else:
-        try:
-            visual, size, width, mean, std = imagenet_network(name, state)
-        except (RuntimeError, KeyError, ValueError) as error:
-            fail(f"--weights {path}: not the weights of {name}: {why(error)}")
-    # eval mode, because the batch-norm statistics of a "frozen" backbone drift otherwise
-    for module in (net, visual):
-        if module is not None:
-            module.to(device).eval().requires_grad_(False)
-    visual.to(memory_format=torch.channels_last)
-    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features, projection, labels_used)
-
-
-def unproject(visual):
-    """Take the last projection out of CLIP's visual tower; returns the width of what is left, and what was taken."""
-    if not isinstance(visual, ModifiedResNet):
-        taken, visual.proj = {"proj": visual.proj.detach()}, None
-        return visual.transformer.width, taken
-    last, pool = visual.attnpool.c_proj, visual.attnpool
-    pool.c_proj = nn.Identity()  # attention reads a weight and a bias of it, which no training may change
-    pool.c_proj.register_buffer("weight", torch.eye(last.in_features))
-    pool.c_proj.register_buffer("bias", torch.zeros(last.in_features))
-    return last.in_features, {f"attnpool.c_proj.{name}": tensor for name, tensor in last.state_dict().items()}
-
-
-def clip_network(state, path, shape):
-    """clip.model.CLIP in float32 from a state dict; `shape` as in CLIP, or None to take what comes."""
+def _clip_network(state, path, shape):
+    """clip.model.CLIP in float32 from a state dict, whose visual half must have the `shape`, as in CLIP."""
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     try:
         net = build_model(dict(state)).float()
@@ -1050,13 +1896,25 @@ def clip_network(state, path, shape):
     layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4)) if resnet else v.transformer.layers
     width = state["visual.layer1.0.conv1.weight"].shape[0] if resnet else v.transformer.width
     found = (net.text_projection.shape[1], v.input_resolution, layers, width, None if resnet else v.conv1.kernel_size[0])
-    if shape and shape != found:
+    if shape != found:
         name = next((n for n, (_, s) in CLIP.items() if s == found), f"shape {found}")
         fail(f"--weights {path}: holds another network: {name}; give the matching --model")
     return net
 
 
-def imagenet_network(name, state):
+def _unproject(visual):
+    """Take the last projection out of CLIP's visual tower; returns the width of what is left, and what was taken."""
+    if not isinstance(visual, ModifiedResNet):
+        taken, visual.proj = {"proj": visual.proj.detach()}, None
+        return visual.transformer.width, taken
+    last, pool = visual.attnpool.c_proj, visual.attnpool
+    pool.c_proj = nn.Identity()  # attention reads a weight and a bias of it, which no training may change
+    pool.c_proj.register_buffer("weight", torch.eye(last.in_features))
+    pool.c_proj.register_buffer("bias", torch.zeros(last.in_features))
+    return last.in_features, {f"attnpool.c_proj.{name}": tensor for name, tensor in last.state_dict().items()}
+
+
+def _imagenet_network(name, state):
     """(network without its last layer, input px, feature width, mean, std) of a torchvision classifier or toy-imagenet."""
     if name == "toy-imagenet":  # CLIP's visual ResNet; its sizes are those of the weights
         layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
@@ -1064,7 +1922,7 @@ def imagenet_network(name, state):
         side = math.isqrt(state["attnpool.positional_embedding"].shape[0] - 1)
         net = ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
         net.load_state_dict(state)
-        return net, net.input_resolution, net.output_dim, CLIP_NORMALISE.mean, CLIP_NORMALISE.std
+        return net, net.input_resolution, net.output_dim, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     size = input_size(name)
     options = {"image_size": size} if name.startswith("vit_") else {}
@@ -1083,613 +1941,3 @@ def imagenet_network(name, state):
     if not whole:
         net.load_state_dict(state)
     return net, size, getattr(last, "in_features", None) or last.in_channels, tuple(transform.mean), tuple(transform.std)
-
-
-# ---- features -----------------------------------------------------------------------------------------------------
-
-CHUNK = 2048  # images per cache file: what an interrupted run loses at most
-
-
-def out_of_memory(error):
-    """Whether the memory of a device or of the machine did not suffice, in the words of whichever part of torch says so."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error).lower() for w in words)
-
-
-def features(model, images, batch=None):
-    """float32 features (N, width) on the CPU and labels (N,), cached by everything they depend on; goes on where it was.
-
-    Where the memory does not suffice for a batch, one of half the size is tried.
-    """
-    pipeline = [model.name, model.sha256, model.act, model.features, model.size, model.mean, model.std, str(model.dtype), model.device.type]
-    key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
-    folder = Path(f"cache/features/{images.name}-{spelled(model.name)}-{key}")
-    batch, halved = batch or model.batch, False
-    found = torch.empty(len(images.rows), model.width)
-    bar = progress(None, f"{model.name} features", "img", len(images.rows))
-    for start in range(0, len(images.rows), CHUNK):
-        path, part = folder / f"{start:07d}.npy", found[start : start + CHUNK]
-        if path.exists():
-            part.copy_(finite(torch.from_numpy(np.load(path)), model, "features"))
-            continue
-        encoded, done = [], 0
-        while done < len(part):
-            try:
-                for x in images.batches(batch, start + done, start + len(part)):
-                    encoded.append(model.encode_image(x))
-                    done += len(x)
-                    bar.update(len(x))
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if halved or batch == 1:
-                    fail(f"--model {model.name}: not enough memory for {counted(batch, 'image')} at a time; give a smaller --batch")
-                print(f"note: not enough memory for {batch} images at a time, going on with {batch // 2} (--batch)")
-                batch, halved = batch // 2, True
-                model.most = batch  # for whatever else asks for a batch
-        finite(part.copy_(torch.cat(encoded)), model, "features")
-        with atomic(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, part.numpy())
-    bar.close()
-    return found, images.labels
-
-
-def finite(x, model, what):
-    """x as it is; fails where something in it is not finite, as after an overflow of 16 bits, before anything is cached or shown."""
-    if not x.isfinite().all():
-        hint = "are these its weights?" if model.dtype == torch.float32 else "try --precision float32"
-        fail(f"--model {model.name}: gives {what} that are not finite in {str(model.dtype).removeprefix('torch.')}; {hint}")
-    return x
-
-
-def speed(model, x, rounds=5, enough=2.0):
-    """Images a second from uint8 (B, 3, S, S) to features: the fastest of `rounds` batches, or of as many as `enough` seconds allow."""
-    model.encode_image(x)
-    times = []
-    while len(times) < rounds and sum(times) < enough:
-        began = time.perf_counter()
-        model.encode_image(x).cpu()  # waits for the device
-        times.append(time.perf_counter() - began)
-    return len(x) / min(times)
-
-
-def centre_and_spread(x, model):
-    """Mean (D,) of features x (N, D) and their standard deviation over all, (): what makes encoders comparable."""
-    mean = x.mean(0)
-    scale = (x - mean).square().mean().sqrt()
-    if not scale > 1e-6 * mean.norm():
-        fail(f"--model {model.name}: gives every training image the same features; are these its weights?")
-    return mean, scale
-
-
-def embed_captions(model, captions, batch=512):
-    """Unit-length float32 (len(captions), E) on the CPU; captions over 77 tokens are cut, keeping end-of-text, with a note."""
-    if model.encode_text is None:
-        fail(f"--model {model.name}: an ImageNet model has no text side; zero-shot and prompts need CLIP, such as ViT-B/32")
-    tokens = clip.tokenize(captions, context_length=512, truncate=True)
-    lengths = tokens.argmax(1) + 1  # end-of-text is the largest id, and the position that CLIP reads
-    cut = lengths > 77
-    if cut.any():
-        longest = captions[int(lengths.argmax())][:60]
-        print(f"note: {int(cut.sum())} of {counted(len(captions), 'caption')} cut to 77 tokens, such as: {longest}...")
-        tokens[cut, 76] = tokens.max()
-    # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
-    tokens = tokens[:, : min(77, int(lengths.max()))]
-    batches = progress(tokens.split(batch), f"{model.name} captions", "batch")
-    return F.normalize(finite(torch.cat([model.encode_text(t) for t in batches]).cpu(), model, "embeddings of captions"), dim=1)
-
-
-def template_embeddings(model, words, templates, type=""):
-    """Unit-length (T, C, E), one caption a template and class. `templates` hold {} for the class and may hold {type}."""
-    captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
-    return embed_captions(model, captions).view(len(templates), len(words), -1)
-
-
-def class_embeddings(model, words, templates, type=""):
-    """Unit-length (C, E): the normalised mean of the normalised embeddings of each class's captions."""
-    return F.normalize(template_embeddings(model, words, templates, type).mean(0), dim=1)
-
-
-def default_templates(type=""):
-    return ["a photo of a {}, a type of {type}." if type else "a photo of a {}."]
-
-
-def read_templates(prompts, type=""):
-    """--prompts as (templates, how many labelled images chose them): templates themselves, one JSON or text file of them,
-    or what prompts.py wrote; nothing gives the default template."""
-    if not prompts:
-        return default_templates(type), 0
-    labels_used = 0
-    if len(prompts) == 1 and "{}" not in prompts[0]:
-        prompts, labels_used = read_template_file(Path(prompts[0]))
-    for template in prompts:
-        if "{}" not in template:
-            fail(f"prompt '{template}': a template needs {{}} where the class name goes")
-        if "{type}" in template and not type:
-            fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
-    return list(prompts), labels_used
-
-
-def read_template_file(path):
-    if not path.is_file():
-        fail(f"prompts '{path}': neither a template with {{}} nor a file")
-    try:
-        found = (
-            read_json(path)
-            if path.suffix == ".json"
-            else [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"prompts {path}: not a text file: {why(error)}")
-    labels_used = 0
-    if isinstance(found, dict) and found.get("script") == "prompts":
-        labels_used = found.get("labels_used", 0)
-        print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {found.get('data', {}).get('name')}: not zero-shot")
-        found = found.get("metrics", {}).get("ensemble")
-    if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
-        fail(f"prompts {path}: empty, or neither a list of templates nor the result of prompts.py")
-    return found, labels_used
-
-
-# ---- training -----------------------------------------------------------------------------------------------------
-
-WARMUP = 0.1  # the share of all steps in which the learning rate rises
-NORM = 1.0  # longer gradients are cut to this length
-
-
-def snapshot(net):
-    """Copies on the CPU of what training changes in `net`: trainable parameters, and buffers.
-
-    net.load_state_dict(snapshot, strict=False) puts them back.
-    """
-    tensors = [*((name, p) for name, p in net.named_parameters() if p.requires_grad), *net.named_buffers()]
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors}
-
-
-def read_checkpoint(path, about):
-    """What `fit` wrote, or None where there is nothing; fails where it belongs to another run."""
-    if not path or not Path(path).exists():
-        return None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        there = saved["about"]
-    except Exception as error:
-        fail(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it, or begin anew with --restart")
-    if other := [f"{key} {there.get(key)} there, {about.get(key)} here" for key in {**there, **about} if there.get(key) != about.get(key)]:
-        fail(f"{path}: checkpoint of another run: {some(other, 3)}; finish that one, or begin anew with --restart")
-    return saved
-
-
-def fit(net, groups, load, step, validate, count, batch, epochs, device, dtype, seed=0, checkpoint=None, about=None, what="training"):
-    """Train the parameters of `groups`, which are AdamW's: autocast, warm-up and cosine, clipped gradients; and never lose a run.
-
-    load(rows, epoch) -> tensors of a batch of the `count` images, called one batch ahead in a thread of its own, without
-    randomness but of (seed, epoch, row); step(batch) -> (loss, score), scalars on the device, with `batch` there too;
-    validate() -> a score, the higher the better, once before and twice an epoch. Between them nothing waits for the device.
-
-    Each validation after the first ends with a checkpoint, which holds all that is needed to go on as if nothing had
-    happened, and `about`, a dict of all that the numbers depend on: a checkpoint of another one is refused. A loss or a weight
-    that is not finite ends the program, the last good checkpoint kept.
-
-    Returns (history, best, seconds a step): `best` is the snapshot with the highest score, of equals the earliest; `train` of the
-    history is the mean score of the training batches since the row before.
-    """
-    if batch > count:
-        fail(f"--batch {batch}: more than the {count} images to train on; give a smaller one")
-    torch.manual_seed(seed)
-    if checkpoint:  # what a kill while writing has left
-        for stale in Path(checkpoint).parent.glob(f".*-{Path(checkpoint).name}"):
-            stale.unlink()
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    parameters = [p for group in groups for p in group["params"]]
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    per_epoch = -(-count // batch)
-    steps = epochs * per_epoch
-    position, spent, busy = 0, 0.0, 0.0
-    if saved := read_checkpoint(checkpoint, about):
-        net.load_state_dict(saved["state"], strict=False)
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
-        position, spent, busy, history, best = (saved[key] for key in ("position", "spent", "busy", "history", "best"))
-        torch.set_rng_state(saved["random"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(saved["random_cuda"], device)
-        print(f"goes on from {checkpoint}, step {position:,} of {steps:,}")
-    else:
-        net.eval()
-        history = [{"epoch": 0.0, "step": 0, "train": None, "val": validate(), "loss": None, "lr": 0.0, "seconds": 0.0}]
-        best = snapshot(net)
-    started = time.time()
-
-    @lru_cache(1)
-    def order(epoch):  # batches of nearly equal size, so that none is left out and none is tiny
-        return np.array_split(np.random.default_rng([seed, epoch]).permutation(count), per_epoch)
-
-    def fetch(position):
-        tensors = load(order(position // per_epoch)[position % per_epoch], position // per_epoch)
-        return [t.pin_memory() if device.type == "cuda" else t for t in tensors]
-
-    bar = progress(None, what, "step", steps)
-    bar.update(position)
-    with bar, ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(fetch, position) if position < steps else None
-        total, since, begun = torch.zeros(2, device=device), 0, time.time()
-        net.train()
-        while position < steps:
-            tensors = [t.to(device, non_blocking=True) for t in ahead.result()]
-            ahead = pool.submit(fetch, position + 1) if position + 1 < steps else None
-            done = (position + 0.5) / steps
-            share = done / WARMUP if done < WARMUP else (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))) / 2
-            for group, peak in zip(optimizer.param_groups, peaks):
-                group["lr"] = peak * share
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss, score = step(tensors)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, NORM)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            total += torch.stack([loss.detach(), score])
-            position, since = position + 1, since + 1
-            bar.update()
-            halfway = position % per_epoch in (0, per_epoch // 2)
-            if not halfway and (device.type != "cpu" or total[0].isfinite()):  # on a CPU it costs nothing to look
-                continue
-
-            mean_loss, mean_score = (total / since).tolist()
-            busy += time.time() - begun
-            state = snapshot(net)
-            if not (math.isfinite(mean_loss) and all(t.isfinite().all() for t in state.values())):
-                kept = f"; {checkpoint} keeps step {history[-1]['step']:,}" if checkpoint and len(history) > 1 else ""
-                fail(f"training: the loss or a weight is no longer finite at step {position:,}{kept}; try a smaller --lr, with --restart")
-            net.eval()
-            val = validate()
-            if val > max(row["val"] for row in history):
-                best = state
-            row = {"epoch": position / per_epoch, "step": position, "train": mean_score, "val": val, "loss": mean_loss}
-            history.append(row | {"lr": peaks[0] * share, "seconds": spent + time.time() - started})
-            bar.set_postfix_str(f"loss {mean_loss:.3f}, val {val:.3f}")
-            if checkpoint:
-                saved = {"about": about, "position": position, "state": state, "best": best, "history": history}
-                saved |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": torch.get_rng_state()}
-                saved |= {"spent": history[-1]["seconds"], "busy": busy}
-                if device.type == "cuda":
-                    saved["random_cuda"] = torch.cuda.get_rng_state(device)
-                save_tensors(saved, checkpoint)
-            total, since, begun = torch.zeros(2, device=device), 0, time.time()
-            net.train()
-    net.eval()
-    return history, best, busy / steps
-
-
-# ---- metrics ------------------------------------------------------------------------------------------------------
-
-
-LEVEL = 0.95  # of every interval
-RESAMPLES = 20_000  # of the class bootstrap, which decides nothing
-FEWEST = 10  # classes below which redrawing them says nothing
-UNEVEN = 0.05  # how far mean per class may lie below top-1 without a word
-
-
-def normal_quantile(comparisons=1):
-    """Two-sided quantile at LEVEL, by which `comparisons` intervals hold at once (Bonferroni)."""
-    return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / comparisons)
-
-
-def student_quantile(z, df):
-    """The quantile of Student's t with df degrees of freedom that belongs to the normal quantile z (Abramowitz and Stegun, 26.7.5)."""
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
-    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2) + third
-
-
-def wilson(p, n, z=None):
-    """Score interval of a proportion p of n independent images (Wilson 1927); n may be an effective number."""
-    z = z or normal_quantile()
-    p = min(max(p, 0.0), 1.0)
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
-
-
-def variance_of_mean(values, labels, clusters):
-    """(variance, degrees of freedom, clusters) of the mean of values (N,) when each class's clusters are drawn anew.
-
-    The classes are the user's own and stay; clusters (N,) are images that depend on each other, such as frames of one video.
-    A class of a single cluster tells nothing of its spread, so such classes form one class together. Degrees by Satterthwaite.
-    """
-    _, first, member = np.unique(np.stack([labels, clusters]), axis=1, return_index=True, return_inverse=True)
-    member, stratum = member.ravel(), np.unique(labels, return_inverse=True)[1][first]  # cluster of an image, class of a cluster
-    alone = np.bincount(stratum)[stratum] == 1
-    stratum = np.where(alone, -1, stratum) if alone.sum() != 1 else np.zeros_like(stratum)
-    stratum = np.unique(stratum, return_inverse=True)[1]
-    of_image = stratum[member]
-    mean = np.bincount(of_image, values) / np.bincount(of_image)
-    sums = np.bincount(member, values - mean[of_image])
-    free = np.maximum(np.bincount(stratum) - 1, 1)
-    parts = np.bincount(stratum, sums * sums) * (1 + 1 / free) / len(values) ** 2
-    df = parts.sum() ** 2 / (parts**2 / free).sum() if parts.any() else math.inf
-    return parts.sum(), max(df, 3.0), len(first)
-
-
-def accuracy_interval(right, labels, clusters=None, z=None):
-    """95 % interval of the mean of `right`, (N,) or of S draws of the labels learnt from (S, N), values in 0..1.
-
-    Over images, drawn anew within each class (their clusters where they have some), and over draws. Wilson's interval for
-    the number of independent images that would vary as much (Kish's effective sample size), with Student's quantile; the
-    spread of S draws is added in quadrature. bench/coverage.py shows how often it holds.
-    """
-    z, labels = z or normal_quantile(), np.asarray(labels)
-    draws = np.atleast_2d(np.asarray(right, float))
-    values, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
-    p = values.mean()
-    variance, df, independent = variance_of_mean(values, labels, clusters)
-    low, high = wilson(p, p * (1 - p) / variance if variance > 0 else independent, student_quantile(z, df))
-    wide = spread_of_draws(draws.mean(1), z)
-    return [max(0.0, p - math.hypot(p - low, wide)), min(1.0, p + math.hypot(high - p, wide))]
-
-
-def spread_of_draws(means, z):
-    """Half the interval of the mean of S draws' means (S,), by Student's t; 0 for one draw, whose spread nobody knows."""
-    s = len(means)
-    return student_quantile(z, s - 1) * np.std(means, ddof=1) / math.sqrt(s) if s > 1 else 0.0
-
-
-def paired_difference(after, before, labels, clusters=None, z=None):
-    """Mean of after - before on the same images, and its interval; either is (N,), or (S, N) of the same S draws.
-
-    The difference is (share of images on which they differ) times (how one-sided these are). One-sidedness gets Wilson's
-    interval with half the continuity correction, close to the mid-p of the exact conditional test that Fagerland, Lydersen and
-    Laake (2013) recommend: 4 better and 0 worse are not beyond chance, 5 and 0 are. The share gets Wilson's, and the product
-    the square-and-add of their logarithms (MOVER, Zou and Donner 2008), so that only one-sidedness decides the sign.
-    Clusters and unequal values reduce the number of images that count.
-    """
-    z, labels = z or normal_quantile(), np.asarray(labels)
-    draws = np.atleast_2d(np.asarray(after, float)) - np.atleast_2d(np.asarray(before, float))
-    d, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
-    variance, df, independent = variance_of_mean(d, labels, clusters)
-    n, mean, size = len(d), d.mean(), np.abs(d)
-    total = size.sum()
-    if total == 0:
-        low, high = -wilson(0, independent, z)[1], wilson(0, independent, z)[1]
-    else:
-        alike, z_image = 1.0, z  # how many images count as one
-        if independent < n:
-            alike = max(1.0, variance / (d.var(ddof=1) / n)) if d.var() > 0 else n / independent
-            z_image = student_quantile(z, df)
-        share, sided, differ = total / n, d.sum() / total, total**2 / (d * d).sum() / alike
-        shares = wilson(share, (share * (1 - share) / size.var() if size.var() > 0 else 1) * n / alike, z_image)
-        sides = [2 * wilson((1 + sided) / 2 + step / differ, differ, z_image)[side] - 1 for side, step in ((0, -0.25), (1, 0.25))]
-        low = product_bound(share, sided, shares, sides[0], outwards=mean < 0)
-        high = product_bound(share, sided, shares, sides[1], outwards=mean > 0)
-    wide = spread_of_draws(draws.mean(1), z)
-    low, high = max(-1.0, mean - math.hypot(mean - low, wide)), min(1.0, mean + math.hypot(high - mean, wide))
-    return {"mean": mean.item(), "ci95": [float(low), float(high)]}
-
-
-def product_bound(share, sided, shares, bound, outwards):
-    """A bound of share * sided, away from zero or towards it, from that of sided and both of share; it has the sign of `bound`."""
-    if bound * sided <= 0:
-        return share * bound
-    step = math.hypot(math.log(bound / sided), math.log(shares[int(outwards)] / share))
-    return share * sided * math.exp(step if outwards else -step)
-
-
-def other_classes(correct, labels, seed=0):
-    """95 % percentile interval of the accuracy when whole classes are drawn anew: of a study of other classes like these.
-
-    None below FEWEST classes. It answers another question than that of the user, whose classes are fixed.
-    """
-    classes, index = np.unique(labels, return_inverse=True)
-    if len(classes) < FEWEST:
-        return None
-    hits, counts, rng = np.bincount(index, correct), np.bincount(index), np.random.default_rng(seed)
-    share, means = np.full(len(classes), 1 / len(classes)), []
-    for _ in range(10 if len(classes) < 2000 else 1):  # in parts, to hold few counts at a time
-        drawn = rng.multinomial(len(classes), share, RESAMPLES // 10)  # (draws, C)
-        means.append((drawn @ hits) / (drawn @ counts))
-    return np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
-
-
-def evaluate(logits, labels, classes, clusters=None, pairs=10):
-    """Metrics of logits (N, C) against labels (N,): accuracies in 0..1; mean_per_class over the classes that have images.
-
-    top1_ci95 is that of `accuracy_interval`, top1_ci95_other_classes of `other_classes`; top5 is None up to five classes.
-    largest_class is what always naming the commonest class would get. confusions: the most frequent (true, predicted, count,
-    share of that true class's images).
-    """
-    predicted, rank = [], []
-    index = torch.arange(logits.shape[1])
-    for part, y in zip(logits.split(1024), labels.split(1024)):
-        own = part.gather(1, y[:, None])
-        rank.append((part > own).sum(1) + ((part == own) & (index < y[:, None])).sum(1))  # of equals the first class, as in argmax
-        predicted.append(part.numpy().argmax(1))
-    predicted, true = np.concatenate(predicted), labels.numpy()
-    correct = predicted == true
-    counts, hits = (np.bincount(true, w, len(classes)) for w in (None, correct))
-    confused, times = np.unique(np.stack([true, predicted])[:, ~correct], axis=1, return_counts=True)
-    worst = [(*confused[:, i], times[i].item()) for i in np.argsort(-times, kind="stable")[:pairs]]
-    return {
-        "top1": correct.mean().item(),
-        "top1_ci95": accuracy_interval(correct, true, clusters),
-        "top1_ci95_other_classes": other_classes(correct, true),
-        "top5": (torch.cat(rank) < 5).double().mean().item() if len(classes) > 5 else None,
-        "mean_per_class": (hits / np.maximum(counts, 1))[counts > 0].mean().item(),
-        "chance": 1 / len(classes),
-        "largest_class": counts.max().item() / len(true),
-        "confusions": [{"true": classes[t], "predicted": classes[p], "count": n, "share": n / counts[t].item()} for t, p, n in worst],
-    }
-
-
-def few_tested(labels, classes):
-    """Names of the classes that have one or two images among labels (N,): what they add to a mean per class is nearly chance."""
-    counts = np.bincount(labels, minlength=len(classes))
-    return [c for c, n in zip(classes, counts) if n in (1, 2)]
-
-
-def print_setup(data, model, images):
-    """Which images, and which network, in a line each, and what to beware of. `images` as in write_result."""
-    counts = ", ".join(f"{len(i.rows):,} {split}" for split, i in images.items())
-    skipped = sum(len(i.skipped) for i in images.values())
-    more = f", {counted(skipped, 'image')} skipped" if skipped else ""
-    print(f"{data.name}: {counts} images, {counted(len(data.classes), 'class')}{more}")
-    print(f"{model.name}: {model.size} px, {model.features} features, {model.width} wide, weights {model.sha256[:8]}", end=", ")
-    print(model.device, str(model.dtype).removeprefix("torch."))
-    if "test" in images and (few := few_tested(images["test"].labels, data.classes)):
-        print(f"note: {counted(len(few), 'class')} judged on one or two test images: {some(few)}")
-    if model.labels_used:
-        used = counted(model.labels_used, "labelled image")
-        print(f"note: weights of finetune.py, trained with {used}: on such images no number is zero-shot")
-
-
-def print_metrics(m):
-    """What `evaluate` found, for people."""
-    print("top-1           {:.3f}   95 % interval {:.3f} to {:.3f}, for other images of these classes".format(m["top1"], *m["top1_ci95"]))
-    if m["top1_ci95_other_classes"]:
-        print("other classes           95 % interval {:.3f} to {:.3f}, were these classes drawn anew".format(*m["top1_ci95_other_classes"]))
-    if m["top5"] is not None:
-        print(f"top-5           {m['top5']:.3f}")
-    print(f"mean per class  {m['mean_per_class']:.3f}")
-    print(f"chance          {m['chance']:.3f}   by guessing; always naming the largest class: {m['largest_class']:.3f}")
-    if m["mean_per_class"] < m["top1"] - UNEVEN:
-        print("note: mean per class lies far below top-1: large classes are named right, small ones are not")
-    if m["confusions"]:
-        print("most confused (true -> predicted: images, share of the true class)")
-    for c in m["confusions"]:
-        print(f"  {c['true']} -> {c['predicted']}: {c['count']}, {c['share']:.2f}")
-
-
-def print_ranking(files, labels, probabilities, most=None):
-    """For each file its labels, the most probable first, all of them or the first few."""
-    for file, p in zip(files, probabilities):
-        print(file)
-        for i in p.argsort(descending=True, stable=True)[:most].tolist():
-            print(f"  {p[i]:6.3f}  {labels[i]}")
-
-
-# ---- command line and results ---------------------------------------------------------------------------------------
-
-
-def at_least(least):
-    def number(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
-
-    return number
-
-
-def json_file(text):
-    if not text.endswith(".json"):
-        raise argparse.ArgumentTypeError(f"{text} must end in .json")
-    return text
-
-
-FLAGS = {
-    "data": dict(default="toy", help="data/NAME or any folder of class folders (%(default)s)"),
-    "model": dict(help="CLIP, torchvision or toy model (toy-ViT on toy, else ViT-B/32)"),
-    "weights": dict(metavar="FILE", help="weights of --model (found or downloaded)"),
-    "act": dict(choices=("quickgelu", "gelu"), help="activation a CLIP --weights file was trained with (OpenAI's: known by hash)"),
-    "prompts": dict(
-        nargs="+",
-        metavar="TEMPLATE",
-        help="templates with {} for the class and perhaps {type}, or a .json or text file of them (a photo of a {}, a type of {type}.)",
-    ),
-    "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
-    "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
-    "groups": dict(
-        metavar="REGEX",
-        help="what no split may cut, as patients, specimens, videos: searched in each path below the data folder, the captured part "
-        "or the whole match names the group; or a .csv file of path,group (none)",
-    ),
-    "seed": dict(type=at_least(0), default=0, help="(%(default)s)"),
-    "device": dict(default="auto", help="cuda, mps or cpu (%(default)s: the first there is)"),
-    "precision": dict(
-        choices=("auto", "float32", "bf16", "fp16"), default="auto", help="autocast (%(default)s: 16 bit where the hardware is fast at it)"
-    ),
-    "batch": dict(type=at_least(1), help="images at a time on the device (256; 32 where a CPU works on large ones)"),
-    "out": dict(
-        type=json_file,
-        metavar="FILE.json",
-        help="write the result here as JSON, and predictions, if it makes any, beside it as .npz (only print)",
-    ),
-}
-
-
-def add_flags(parser, names):
-    """Give `parser` the flags that are alike in every script."""
-    for name in names.split():
-        parser.add_argument(f"--{name}", **FLAGS[name])
-
-
-def default_model(data):
-    return "toy-ViT" if Path(data).name in ("toy", "toy-srgan") else "ViT-B/32"
-
-
-def code_version():
-    """The git commit of the folder this file lies in, with + for uncommitted changes; without git a hash of this file."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True).strip()
-        if not subprocess.check_output([*git, "ls-files", "common.py"], text=True):
-            raise OSError  # a copy that another project's git does not know
-        return commit + ("+" if subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "sha256:" + file_sha256(__file__)[:12]
-
-
-def example_pictures(images, predicted, confusions, classes, seed, side=112):
-    """Small pictures for the figures: positions `shown` of up to 16 random images, `pairs` (P, 2) of images of confused classes,
-    one that was confused and one of the class it was taken for, and the uint8 `pictures` (16 + 2 P, S, S, 3) of both lists."""
-    true = images.labels.numpy()
-    shown, pairs = np.random.default_rng(seed).permutation(len(true))[:16], []
-    for c in confusions[:4]:
-        t, p = classes.index(c["true"]), classes.index(c["predicted"])
-        mine, theirs = np.flatnonzero((true == t) & (predicted == p)), np.flatnonzero(true == p)
-        if len(theirs):  # one that was named right, if there is one
-            pairs.append((mine[0], theirs[np.argmax(predicted[theirs] == p)]))
-    x = torch.from_numpy(images.pixels[images.rows[[*shown, *np.ravel(pairs).astype(int)]]]).permute(0, 3, 1, 2)
-    x = upsample(x, side) if x.shape[-1] > side else x
-    return {"shown": shown, "pairs": np.array(pairs, int).reshape(-1, 2), "pictures": x.permute(0, 2, 3, 1).numpy()}
-
-
-def write_result(out, args, data, model, images, metrics, started, logits=None, labels_used=0, history=None, arrays=None):
-    """Write FILE.json with everything a number depends on and, where there are predictions or other arrays, FILE.npz.
-
-    `images` are the splits used, `{name: Images}`; `logits` (N, C) are those of its last one, of which the .npz then holds
-    paths, labels, predictions and a few pictures. `labels_used` counts the labelled images that anything was learnt or chosen from.
-    """
-    out = Path(out)
-    counts = {"counts": {s: len(i.rows) for s, i in images.items()}, "skipped": {s: len(i.skipped) for s, i in images.items()}}
-    counts |= {"made": data.made} if data.made else {}
-    record = {
-        "script": Path(sys.argv[0]).stem,
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "args": vars(args),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
-        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.features},
-        "labels_used": max(labels_used, model.labels_used),
-        "metrics": metrics,
-        **({"history": history} if history else {}),
-        "environment": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
-            "precision": str(model.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "code": code_version(),
-        },
-        "seconds": round(time.time() - started, 2),
-    }
-    last, arrays = list(images.values())[-1], dict(arrays or {})
-    if logits is not None:
-        predicted = logits.numpy().argmax(1)
-        confidence = torch.cat([(part.amax(1) - part.logsumexp(1)).exp() for part in logits.split(1024)])  # of the softmax
-        arrays |= {"predicted": predicted, "confidence": confidence.numpy()}
-        arrays |= example_pictures(last, predicted, metrics.get("confusions", ()), data.classes, args.seed)
-    if arrays:  # first: where the record exists, its predictions do
-        with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), cluster=clusters(last), **arrays)
-    with atomic(out) as temporary:
-        temporary.write_text(to_json(record), encoding="utf-8")
-    print(f"wrote {out}")

@@ -9,42 +9,24 @@ linear_probe.py, which chooses its penalty on held-out images: the column `all` 
 Copy this file and common.py to use it elsewhere.
 
     x    features of unit length: (S, n, D) of the S draws of one k, (N, D) of the test images
-    y    (n,) labels, the same for each draw, because each takes equally many of a class
+    y    (n,) labels, the same for each draw: images are listed class by class, and each draw takes equally many of a class
     z    (C, D) unit-length class embeddings of the captions, which are the zero-shot weights
 """
 
 import argparse
 import math
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import (
-    accuracy_interval,
-    add_flags,
-    at_least,
-    class_embeddings,
-    clusters,
-    counted,
-    default_model,
-    evaluate,
-    every_class,
-    fail,
-    features,
-    load_data,
-    load_images,
-    load_model,
-    print_setup,
-    progress,
-    read_templates,
-    write_result,
-)
+from common import add_flags, at_least, counted, evaluate, load, progress, report
 
 L2 = 1e-4  # of `linear`: held-out accuracy at most .025 below that of the best of 1e-2 ... 1e-7, for each k from 1 to 16
-TRUST = ((0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (1.0, 1.0))  # (share of the captions, firmness) that `text_init` chooses from
-FIRM = 300  # times L2: the pull of captions that explain every label; of 30 to 1000 the best for 1 to 8 labels of held-out toy images
+# (share, firmness) that `text_init` chooses from: weights start at share * captions; firmness 0 pulls them there by L2 alone, 1 by up
+# to FIRM times that. FIRM: of 30 to 1000 the best for 1 to 8 labels of held-out toy images
+TRUST = ((0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (1.0, 1.0))
+FIRM = 300
 ALPHA, BETA = 1.0, 5.5  # of `tip`, its paper's
 ENOUGH = 500  # images to measure one number on
 STEPS = 20  # of the fits that are only compared
@@ -64,7 +46,26 @@ def draw(labels, k, seed):
     return np.sort(np.concatenate(rows))
 
 
-# ---- classifiers: each learns from the images x of S draws and gives a function from images (B, D) to logits (S, B, C) ----
+# ---- methods: each learns from the images x of S draws and gives a function from images (B, D) to logits (S, B, C) --------
+
+
+def class_mean(x, y, classes):
+    """Cosine to the mean of each class."""
+    means = F.normalize(x.new_zeros(len(x), classes, x.shape[2]).index_add_(1, y, x), dim=2)
+    return lambda x_test: x_test @ means.transpose(1, 2)
+
+
+def tip(x, y, z, scale, alpha=ALPHA, beta=BETA):
+    """Tip-Adapter without training (Zhang et al. 2022): zero-shot + alpha exp(-beta (1 - cosine)) votes."""
+
+    def classifier(x_test):
+        near = torch.exp(beta * (x_test @ x.transpose(1, 2) - 1))  # (S, B, n)
+        return (scale * x_test @ z.T).expand(len(x), -1, -1).index_add(2, y, alpha * near)
+
+    return classifier
+
+
+# ---- linear: a layer that knows nothing of captions ------------------------------------------------------------------
 
 
 def standardise(x, mean):
@@ -120,6 +121,9 @@ def linear(x, y, classes, l2=L2):
     return lambda x_test: standardise(x_test, mean) @ w
 
 
+# ---- text-init: the same layer, pulled to the captions as far as the labels trust them ----------------------------------
+
+
 def calibrate(logits, y):
     """(scale, cross-entropy), each (S, 1, 1): the factor of the logits (S, n, C) that suits the labels y (n,) best.
 
@@ -140,7 +144,7 @@ def calibrate(logits, y):
     return scale[:, None, None], loss[:, None, None]
 
 
-def some(y):
+def spaced(y):
     """At most ENOUGH of the rows of y (n,), evenly spaced."""
     return slice(None, None, -(-len(y) // ENOUGH))
 
@@ -176,7 +180,7 @@ def held_out(x, y, z, candidates):
     part, labels, tried = parts(y), [], [[] for _ in candidates]
     for p in range(part.max() + 1):
         out = torch.nonzero(part == p)[:, 0]
-        out = out[some(out)]
+        out = out[spaced(out)]
         seen = part != p
         for logits, (scale, l2) in zip(tried, candidates):
             logits.append(pulled(x[:, seen], y[seen], z, scale, l2, STEPS)(x[:, out]))
@@ -192,9 +196,10 @@ def text_init(x, y, z, trust=None):
     It minimises mean cross-entropy + l2/2 |w - share * scale * z|^2, of the images and with the L2 of `linear`, which is what share 0
     gives. `scale` is not CLIP's but the one that suits the labels: small where captions are bad. Firm captions have
     l2 = L2 * FIRM ** (the share of log C that they explain of the labels). Which of TRUST a draw takes (or `trust`, for all
-    draws), its own labels say: each class's images are held out in turn. With one label a class that is the last, the firm one.
+    draws), its own labels say: each class's images are held out in turn. With one label a class nothing can be held out, and
+    the last of TRUST is taken.
     """
-    shown = some(y)
+    shown = spaced(y)
     scale, loss = calibrate(x[:, shown] @ z.T, y[shown])
     firm = FIRM ** (1 - loss / math.log(len(z))).clamp(min=0)
     candidates = [(share * scale, L2 * firm**firmness) for share, firmness in ([trust] if trust else TRUST)]
@@ -205,20 +210,7 @@ def text_init(x, y, z, trust=None):
     return pulled(x, y, z, scale, l2)
 
 
-def tip(x, y, z, scale, alpha=ALPHA, beta=BETA):
-    """Tip-Adapter without training (Zhang et al. 2022): zero-shot + alpha exp(-beta (1 - cosine)) votes."""
-
-    def classifier(x_test):
-        near = torch.exp(beta * (x_test @ x.transpose(1, 2) - 1))  # (S, B, n)
-        return (scale * x_test @ z.T).expand(len(x), -1, -1).index_add(2, y, alpha * near)
-
-    return classifier
-
-
-def class_mean(x, y, classes):
-    """Cosine to the mean of each class."""
-    means = F.normalize(x.new_zeros(len(x), classes, x.shape[2]).index_add_(1, y, x), dim=2)
-    return lambda x_test: x_test @ means.transpose(1, 2)
+# ---- the sweep ----------------------------------------------------------------------------------------------------------
 
 
 def right_or_wrong(fit, x, y, x_test, y_test, classes):
@@ -232,19 +224,56 @@ def working_memory(draws, images, width, classes):
     return 4 * draws * (4 * images * width + 30 * min(images, width) * classes)
 
 
-def print_table(table, labels, draws, everything):
+def print_table(table, taken, draws, everything):
     """A line a method, a column a k: mean±standard deviation of the accuracies, alone where there is but one draw.
 
-    labels {k: images} and draws {k: different draws}; once a k takes `everything`, larger ones would repeat it.
+    taken {k: images} and draws {k: different draws}; once a k takes `everything`, larger ones would repeat it.
     """
-    columns = [k for i, k in enumerate(labels) if i == 0 or labels[k] > list(labels.values())[i - 1]]
+    columns = [k for i, k in enumerate(taken) if i == 0 or taken[k] > list(taken.values())[i - 1]]
     print(f"test accuracy, mean±standard deviation over {counted(max(draws.values()), 'draw')} of the labels")
-    print("labels a class" + "".join(f"{'all' if labels[k] == everything else k:>12}" for k in columns))
+    print("labels a class" + "".join(f"{'all' if taken[k] == everything else k:>12}" for k in columns))
     for method, row in table.items():
         cells = (f"{row[k]['mean']:.3f}" + (f"±{row[k]['std']:.3f}" if draws[k] > 1 else "") for k in columns)
         print(f"{method:14}" + "".join(f"{cell:>12}" for cell in cells))
     advised = "text-init, which weighs captions and labels" if "text-init" in table else "linear, since there are no captions"
     print(f"advised for few labels: {advised}; with all of them linear_probe.py, which chooses its penalty on held-out images")
+
+
+def learn(methods, x, labels, x_test, y_test, shots, seeds):
+    """Each method with each number of labels, for each draw: (right, draws, taken).
+
+    x (N, D) and labels (N,) are the training images; `methods` are {name: function (x, y) -> classifier}. right uint8 (K, M, S, n)
+    is 1 where the method that learnt from draw s of k labels a class names the test image right. draws {k: how many different
+    ones}, taken {k: how many images in each}.
+    """
+    right, done = np.zeros((len(shots), len(methods), len(seeds), len(y_test)), np.uint8), {}
+    draws, taken, classes = {}, {}, int(labels.max()) + 1
+    for i, k in enumerate(progress(shots, "few-shot", "k")):
+        drawn = [draw(labels.numpy(), k, seed) for seed in seeds]
+        rows, which = np.unique(drawn, axis=0, return_inverse=True)  # with all labels there is but one
+        draws[k], taken[k] = rows.shape
+        y = labels[rows[0]].to(x.device)
+        # all draws of one k are one problem, or as many problems where that would be too large
+        large = working_memory(*rows.shape, x.shape[1], classes) > MEMORY
+        problems = np.split(rows, len(rows)) if large else [rows]
+        for j, (method, fit) in enumerate(methods.items()):
+            if (method, rows.tobytes()) not in done:
+                blocks = [right_or_wrong(fit, x[torch.from_numpy(r)], y, x_test, y_test, classes) for r in problems]
+                done[method, rows.tobytes()] = torch.cat(blocks).cpu().numpy()
+            right[i, j] = done[method, rows.tobytes()][which.ravel()]
+    return right, draws, taken
+
+
+def tabulate(right, methods, shots, draws):
+    """{method: {k: mean, std and values of the accuracies of the draws}}; std is None for one draw, and 0 where all are the same."""
+    table = {}
+    for j, method in enumerate(methods):
+        table[method] = {}
+        for i, k in enumerate(shots):
+            values = right[i, j].mean(1)
+            std = (values.std(ddof=1).item() if draws[k] > 1 else 0.0) if len(values) > 1 else None
+            table[method][k] = {"mean": values.mean().item(), "std": std, "values": values.tolist()}
+    return table
 
 
 def main():
@@ -254,73 +283,49 @@ def main():
     parser.add_argument("--shots", nargs="+", type=at_least(1), default=shots, metavar="K", help="labels a class (%(default)s)")
     parser.add_argument("--seeds", type=at_least(1), default=5, metavar="N", help="draws of the labels, from --seed on (%(default)s)")
     args = parser.parse_args()
-    started = time.time()
+    args.shots = sorted(set(args.shots))
 
-    data = load_data(args.data, args.classnames, args.type, args.seed, groups=args.groups)
-    given, (args.prompts, chosen_with) = args.prompts, read_templates(args.prompts, data.type)
-    args.type, args.model, args.shots = data.type, args.model or default_model(args.data), sorted(set(args.shots))
-    model = load_model(args.model, args.device, args.weights, args.precision, args.act)
-    if given and not model.encode_text:
-        fail(f"--prompts: {model.name} has no text side")
-    images = {split: load_images(data, split, model.size) for split in ("train", "test")}
-    every_class(images["train"], data)
-    x_train, x_test = (F.normalize(features(model, i, args.batch)[0], dim=1).to(model.device) for i in images.values())
-    labels, y_test = images["train"].labels, images["test"].labels.to(model.device)
-    together = clusters(images["test"])
-    classes = len(data.classes)
-    print_setup(data, model, images)
+    data, model = load(args)
+    images = data.images(model.size, ["train", "test"])
+    (x, _), (x_test, y_test) = (model.features(i) for i in images.values())
+    x, x_test = F.normalize(x, dim=1), F.normalize(x_test, dim=1)
+    labels, classes = images["train"].labels, len(data.classes)  # labels on the CPU, where they are drawn
     sizes = np.bincount(labels)
     shots = args.shots if args.shots[-1] >= sizes.max() else [*args.shots, int(sizes.max())]  # the last takes every label
-    if short := [f"{(sizes < k).sum()} of {classes} at k = {k}" for k in args.shots if k > sizes.min()]:
-        print(f"note: classes with fewer than k images give all they have: {', '.join(short)}; the smallest has {sizes.min()}")
+    short = {k: int((sizes < k).sum()) for k in shots}
+    if told := [f"{short[k]} of {classes} at k = {k}" for k in args.shots if short[k]]:
+        print(f"note: classes with fewer than k images give all they have: {', '.join(told)}; the smallest has {sizes.min()}")
 
+    # the methods: labels alone, and where there are captions these too
     methods = {
         "class-mean": lambda x, y: class_mean(x, y, classes),
         "linear": lambda x, y: linear(x, y, classes),
     }
-    metrics = {"chance": 1 / classes, "draw": draw.__doc__.strip(), "labels": {}, "draws": {}, "short_classes": {}}
-    if model.encode_text:
-        z = class_embeddings(model, data.words, args.prompts, data.type).to(model.device)
+    metrics = {"chance": 1 / classes, "draw": draw.__doc__.strip(), "short_classes": short}
+    if model.has_text:
+        z = model.classifier(data.words, data.templates, data.type)
         methods["tip"] = lambda x, y: tip(x, y, z, model.logit_scale)
         methods["text-init"] = lambda x, y: text_init(x, y, z)
-        m = evaluate((x_test @ z.T).cpu(), images["test"].labels, data.classes, together)
-        print(f"{'zero-shot' if not chosen_with else 'chosen prompts':14}{m['top1']:12.3f}", end="   ")
-        print(f"95 % interval {m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f}", end=", ")
-        print("no label used" if not chosen_with else "its labels are in tip and text-init too")
         # captions chosen with labels give no zero-shot number
-        metrics |= {
-            ("chosen_prompts" if chosen_with else "zero_shot") + key.removeprefix("top1"): v for key, v in m.items() if "top1" in key
-        }
+        name = "chosen prompts" if data.chosen_with else "zero-shot"
+        m = evaluate(x_test @ z.T, y_test, data.classes, images["test"].clusters)
+        print("{:14}{:12.3f}   95 % interval {:.3f} to {:.3f}".format(name, m["top1"], *m["top1_ci95"]), end=", ")
+        print("its labels are in tip and text-init too" if data.chosen_with else "no label used")
+        name = name.replace("-", "_").replace(" ", "_")
+        metrics |= {name + key.removeprefix("top1"): value for key, value in m.items() if "top1" in key}
 
-    metrics["methods"] = list(methods)
-    table = {method: {} for method in methods}
-    right, done = np.zeros((len(shots), len(methods), args.seeds, len(y_test)), np.uint8), {}
-    for i, k in enumerate(progress(shots, f"{model.name} few-shot", "k")):
-        draws = [draw(labels.numpy(), k, args.seed + s) for s in range(args.seeds)]
-        rows, which = np.unique(draws, axis=0, return_inverse=True)  # with all labels there is but one
-        metrics["draws"][k], metrics["labels"][k] = rows.shape
-        metrics["short_classes"][k] = int((sizes < k).sum())
-        y = labels[rows[0]].to(model.device)
-        # all draws of one k are one problem, or as many problems where that would be too large
-        large = working_memory(*rows.shape, x_train.shape[1], classes) > MEMORY
-        problems = np.split(rows, len(rows)) if large else [rows]
-        for j, (method, fit) in enumerate(methods.items()):
-            if (method, rows.tobytes()) not in done:
-                parts = [right_or_wrong(fit, x_train[torch.from_numpy(r)], y, x_test, y_test, classes) for r in problems]
-                done[method, rows.tobytes()] = torch.cat(parts).cpu().numpy()
-            right[i, j] = done[method, rows.tobytes()][which.ravel()]
-            values = right[i, j].mean(1)
-            table[method][k] = {
-                "mean": values.mean().item(),
-                "std": (values.std(ddof=1).item() if len(rows) > 1 else 0.0) if args.seeds > 1 else None,
-                "values": values.tolist(),
-                "ci95": accuracy_interval(right[i, j], images["test"].labels, together),
-            }
-    print_table(table, metrics["labels"], metrics["draws"], len(labels))
-    if args.out:
-        labels_used = max(len(labels), chosen_with)  # the last k takes them all
-        arrays = {"right": right}  # (K, M, S, N): 1 where the method that learnt from draw s of k labels named the image right
-        write_result(args.out, args, data, model, images, metrics | table, started, labels_used=labels_used, arrays=arrays)
+    # five draws of the labels for each k, each method on the same ones
+    seeds = range(args.seed, args.seed + args.seeds)
+    right, draws, taken = learn(methods, x, labels, x_test, y_test, shots, seeds)
+    table = tabulate(right, methods, shots, draws)
+    print_table(table, taken, draws, len(labels))
+    metrics |= {"methods": list(methods), "labels": taken, "draws": draws, **table}
+    rows = [
+        {"method": f"few-shot, {method}", "labels": k, "labels_used": max(taken[k], data.chosen_with), "right": right[i, j]}
+        for i, k in enumerate(shots)
+        for j, method in enumerate(methods)
+    ]
+    report(args, data, model, images, metrics, labels_used=max(len(labels), data.chosen_with), rows=rows)
 
 
 if __name__ == "__main__":

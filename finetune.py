@@ -11,53 +11,41 @@ elsewhere.
 """
 
 import argparse
-import json
 import math
-import time
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
 from common import (
+    about,
     add_flags,
     at_least,
-    centre_and_spread,
-    class_embeddings,
-    clusters,
     counted,
-    default_model,
     digest,
+    ending,
     evaluate,
-    every_class,
     fail,
-    features,
     file_sha256,
     fit,
+    half_epochs,
     hold_out,
-    load_data,
+    load,
     load_model,
-    load_splits,
-    model_name,
+    name_pictures,
     paired_difference,
-    print_metrics,
-    print_ranking,
-    print_setup,
     progress,
     read_checkpoint,
-    read_metadata,
-    read_pictures,
-    read_templates,
+    read_weights,
+    report,
     save_weights,
     snapshot,
     some,
     spelled,
-    write_result,
 )
 
 # ---- augmentation: one warp for flip, rotation, perspective and upsampling, then blur --------------------------------
@@ -67,7 +55,6 @@ BEND = 0.5  # how far perspective moves a corner inwards, at most, in half width
 SIGMA = 2 / 224  # of the blur, at most, in widths of the model's input; of every second image
 ALPHAS = [i / 10 for i in range(11)]  # of WiSE-FT
 SAMPLE = 1024  # training images that tell the mean and the spread of an encoder's features
-ROUNDS, STEPS = 5, 8  # of --profile
 
 
 def draw_augmentation(seed, epoch, count):
@@ -221,25 +208,10 @@ def interpolate(start, end, alpha):
     return {name: torch.lerp(start[name], t, alpha) if t.is_floating_point() else t for name, t in end.items()}
 
 
-def predict(head, model, batches):
-    """Logits (N, C) on the CPU of uint8 batches (B, 3, S, S)."""
-    with torch.no_grad():
-        return torch.cat([head(model.encode_image(x)) for x in batches]).cpu()
+# ---- what main() is cut into ------------------------------------------------------------------------------------------
 
 
-def train_bare(net, groups, x, y, steps, autocast):
-    """Forward, backward and optimizer steps on one resident batch and nothing else: what no training loop can be faster than."""
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    for _ in range(steps):
-        with autocast():
-            loss = F.cross_entropy(net(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return loss.item()  # waits for the device
-
-
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, "data model weights act prompts type classnames groups seed device precision out")
     parser.add_argument("--method", choices=("ml", "cs"), default="ml", help="linear layer, or captions (%(default)s)")
@@ -255,19 +227,14 @@ def main():
     parser.add_argument("--train-bn", action="store_true", help="batch norm learns the statistics of the new images")
     parser.add_argument("--no-augment", action="store_true", help="the same images in each epoch")
     parser.add_argument("--seeds", type=at_least(1), default=1, metavar="N", help="repeat with N seeds, from --seed on (%(default)s)")
-    parser.add_argument(
-        "--save", metavar="FILE.safetensors", help="keep the weights that are best on validation, of the first seed (not kept)"
-    )
+    save = "keep the weights that are best on validation, of the first seed (not kept)"
+    parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
     parser.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left a checkpoint")
-    parser.add_argument("--profile", action="store_true", help="only time a step, and one without data, augmentation and bookkeeping")
     parser.add_argument("--load", metavar="FILE", help="for --predict: what --save wrote, here or in linear_probe.py")
     parser.add_argument("--predict", nargs="+", metavar="IMAGE", help="name the classes of these pictures")
     args = parser.parse_args()
-    started = time.time()
     if bool(args.load) != bool(args.predict):
         parser.error("--load and --predict belong together")
-    if args.save and not args.save.endswith(".safetensors"):
-        parser.error(f"--save {args.save}: must end in .safetensors")
     if args.method == "cs" and (args.head or args.freeze):
         parser.error("--head and --freeze are for ml: cs has no head but the captions and their temperature")
     if args.freeze and args.train_bn:
@@ -276,203 +243,248 @@ def main():
         parser.error("--lr and --head-lr must lie in 0 to 1, --decay in 0 to 10")
     if args.load and (args.head or args.save or args.out):
         parser.error("--load only predicts: --head, --save and --out are for training")
+    return args
 
-    about, tensors = {}, {}  # of a file of --save, to start from or to predict with
-    if file := args.load or (args.head if args.head not in ("text", "random") else None):
-        if not Path(file).is_file():
-            fail(f"{file}: no such file; --head takes text, random or what linear_probe.py saved, --load what --save wrote")
-        about, tensors = read_metadata(file), load_file(file) if file.endswith(".safetensors") else {}
-        if "classes" not in about or (args.head and "method" in about):
-            fail(f"{file}: not written by --save of linear_probe.py" + ("" if args.head else " or finetune.py"))
 
-    if args.predict:
-        whole = "method" in about  # else the head alone
-        if whole and (args.weights or args.act):
-            fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
-        weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and about.get("act")) or None)
-        model = load_model(about["model"], args.device, weights, args.precision, act, about["features"])
-        if not whole and model.sha256 != about["sha256"]:
-            fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
-        if about.get("method") == "cs":
-            z = class_embeddings(model, json.loads(about["words"]), json.loads(about["prompts"]), about["type"])
-            head = Cosine(z, model.net.logit_scale)
-        else:
-            constants = () if about.get("unit") else (torch.zeros(model.width), torch.ones(()))
-            head = Linear(tensors["head.weight"], tensors["head.bias"], *constants)
-        pictures = read_pictures(args.predict, model.size)
-        logits = predict(head.to(model.device), model, pictures.split(model.batch))
-        return print_ranking(args.predict, json.loads(about["classes"]), logits.softmax(1), most=5)
+def read_saved(args):
+    """(what it says of itself, tensors) of the file of --head or --load, or ({}, {})."""
+    file = args.load or (args.head if args.head not in ("text", "random") else None)
+    if not file:
+        return {}, {}
+    if not Path(file).is_file():
+        fail(f"{file}: no such file; --head takes text, random or what linear_probe.py saved, --load what --save wrote")
+    told, tensors = read_weights(file)
+    if "classes" not in told or (args.head and "method" in told):
+        fail(f"{file}: not written by --save of linear_probe.py" + ("" if args.head else " or finetune.py"))
+    return told, tensors
 
-    # what can be mistyped first, what may be downloaded afterwards
-    data = load_data(args.data, args.classnames, args.type, args.seed, groups=args.groups)
-    given, (args.prompts, chosen_with) = args.prompts, read_templates(args.prompts, data.type)
-    args.type, args.model = data.type, args.model or about.get("model") or default_model(args.data)
-    if about and model_name(args.model) != about["model"]:
-        fail(f"--head {args.head}: of {about['model']}, not of --model {args.model}")
-    model = load_model(args.model, args.device, args.weights, args.precision, args.act, about.get("features"))
-    if args.method == "ml":
-        args.head = args.head or ("text" if model.encode_text else "random")
-    if (args.method == "cs" or args.head == "text") and not model.encode_text:
-        fail(f"--method cs and --head text: {model.name} has no text side; it takes --method ml and --head random or a FILE")
-    if given and args.method == "ml" and args.head != "text":
-        fail("--prompts: only --method cs and --head text start from captions")
-    if chosen_with:
-        print("note: images that validate here may have chosen the prompts too: on them epoch 0 and alpha 0 look too good")
-    images = hold_out(load_splits(data, model.size), args.seed)
-    source = "images of the val split" if data.splits.get("val") else "held-out training images"
-    train, val, test = images.values()
-    used = len(train.rows) + len(val.rows)
-    every_class(train, data)
-    if not len(val.rows):
-        fail(f"--data {args.data}: one training image a class, none can be held out to validate with")
 
-    # the head that training starts from
-    if args.method == "cs" or args.head == "text":
-        z = class_embeddings(model, data.words, args.prompts, data.type)
+def predict(args, told, tensors):
+    """Name the classes of pictures with what --save wrote: a whole network, or the head of a linear probe."""
+    whole = "method" in told  # else the head alone
+    if whole and (args.weights or args.act):
+        fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
+    weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and told["act"]) or None)
+    model = load_model(told["model"], args.device, weights, args.precision, act, told["features"])
+    if not whole and model.sha256 != told["sha256"]:
+        fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
+    if told.get("method") == "cs":
+        head = Cosine(model.classifier(told["words"], told["prompts"], told["type"]), model.net.logit_scale)
     else:
-        sample = np.linspace(0, len(train.rows) - 1, min(len(train.rows), SAMPLE)).round().astype(int)
-        shift, scale = centre_and_spread(features(model, train.take(sample))[0], model)
-    if about:  # a head must not have seen what validates or tests here
-        same = {"weights": (model.sha256, "sha256"), "activation": (model.act, "act"), "classes": (json.dumps(data.classes), "classes")}
-        same["split of the images (--seed, files)"] = digest([i.paths for i in images.values()]), "split"
-        if other := [what for what, (value, key) in same.items() if about.get(key) != value]:
-            fail(f"--head {args.head}: made with other {', '.join(other)}; make it anew with linear_probe.py --save")
+        constants = () if told.get("unit") else (torch.zeros(model.width), torch.ones(()))
+        head = Linear(tensors["head.weight"], tensors["head.bias"], *constants)
+    name_pictures(model, args.predict, head.to(model.device), told["classes"], most=5)
 
-    def first_head(seed):
+
+def check_start(args, data, model, told):
+    """Fail where the start that the command line asks for does not fit the model."""
+    text = args.method == "cs" or args.head == "text"
+    if text and not model.has_text:
+        fail(f"--method cs and --head text: {model.name} has no text side; it takes --method ml and --head random or a FILE")
+    if args.prompts and not text:
+        fail("--prompts: only --method cs and --head text start from captions")
+    if data.chosen_with:
+        print("note: images that validate here may have chosen the prompts too: on them epoch 0 and alpha 0 look too good")
+
+
+def first_head(args, data, model, images, told, tensors):
+    """Function from a seed to the head that training starts from."""
+    if args.method == "cs" or args.head == "text":
+        z = model.classifier(data.words, data.templates, data.type)
         if args.method == "cs":
-            return Cosine(z, model.net.logit_scale)
-        if args.head == "text":
-            return Linear(model.logit_scale * z, torch.zeros(len(z)))
-        if args.head == "random":
+            return lambda seed: Cosine(z, model.net.logit_scale)
+        return lambda seed: Linear(model.logit_scale * z, torch.zeros(len(z)))
+
+    train = images["train"]
+    sample = np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).round().astype(int)
+    shift, scale = (t.cpu() for t in model.centre_and_spread(model.features(train.take(sample))[0]))
+    if args.head == "random":
+
+        def random(seed):
             torch.manual_seed(seed)
             weight = nn.Linear(model.width, len(data.classes)).weight.detach() / scale
             return Linear(weight, -weight @ shift, shift, scale)
-        # without a val split the probe's last fit has seen the images that validate here; it has kept another one that has not
-        return Linear(*(tensors.get(f"held_out.{part}", tensors[f"head.{part}"]) for part in ("weight", "bias")), shift, scale)
 
-    def load(rows, epoch):
-        matrices, sigmas = (numbers[rows] for numbers in augmentation(epoch))
-        blurred = sigmas.nonzero()[0]
-        x = torch.from_numpy(train.pixels[train.rows[rows]]).permute(0, 3, 1, 2)
-        return x, train.labels[rows], *map(torch.from_numpy, (matrices, blurred, sigmas[blurred]))
+        return random
+
+    # a head must not have seen what validates or tests here
+    here = about(data, model, images, args.seed)
+    same = {"weights": "sha256", "activation": "act", "classes": "classes", "split of the images (--seed, files)": "split"}
+    if other := [what for what, key in same.items() if told[key] != here[key]]:
+        fail(f"--head {args.head}: made with other {', '.join(other)}; make it anew with linear_probe.py --save")
+    # without a val split the probe's last fit has seen the images that validate here; it has kept another one that has not
+    weight, bias = (tensors.get(f"held_out.{part}", tensors[f"head.{part}"]) for part in ("weight", "bias"))
+    return lambda seed: Linear(weight, bias, shift, scale)
+
+
+def all_checkpoints(args, data, model, images, told):
+    """{seed: (file, what all numbers depend on)}; with --restart deletes them, else checks each, before hours go into the first."""
+    names = ("model", "method", "freeze", "epochs", "batch", "lr", "head_lr", "decay", "train_bn", "no_augment", "act")
+    depends = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    depends |= {"--model": model.name, "--prompts": data.templates, "--type": data.type}
+    depends |= {"--head": file_sha256(args.head) if told else args.head, "weights": model.sha256, "device": model.device.type}
+    paths = [images[split].paths for split in ("train", "val")]
+    depends["files or words of the classes"] = digest([data.fingerprint, *paths, data.words])
+    depends["precision"] = str(model.dtype)
+    stem = Path(args.out or f"cache/finetune/{data.name}-{spelled(model.name)}-{digest(depends)}.json")
+    found = {}
+    for seed in range(args.seed, args.seed + args.seeds):
+        found[seed] = stem.with_suffix(f".{seed}.ckpt"), depends | {"seed": seed}
+        if args.restart:
+            found[seed][0].unlink(missing_ok=True)
+        read_checkpoint(*found[seed])
+    return found
+
+
+def train_step(net, model, augmented=True):
+    """The step for `fit`: augments a batch on the device, and gives its loss and the share of it that is named right."""
 
     def step(batch):
         x, y, matrices, blurred, sigmas = batch
-        x = model.inputs(x) if args.no_augment else model.normalise(augment(x, matrices, blurred, sigmas, model.size))
+        x = model.normalise(augment(x, matrices, blurred, sigmas, model.size)) if augmented else model.inputs(x)
         logits = net(x)
         return F.cross_entropy(logits, y), (logits.argmax(1) == y).float().mean()
 
-    def right(images, state=None):
-        """(logits, which images are right) of the network as it is, or in another state."""
-        if state:
-            net.load_state_dict(state, strict=False)
-        batches = progress(images.batches(model.batch), images.name, "batch", -(-len(images.rows) // model.batch))
-        logits = predict(net.head, model, batches)
-        return logits, logits.numpy().argmax(1) == images.labels.numpy()
+    return step
 
-    print_setup(data, model, images)
-    origin = "" if args.method == "cs" else f" from {args.head}{', encoder frozen' if args.freeze else ''}"
-    print(f"{args.method}{origin}: {counted(args.epochs, 'epoch')} of {-(-len(train.rows) // args.batch)} steps", end=" ")
-    print(f"of {args.batch} images, learning rates {args.lr:g} and {args.head_lr:g} (head), decay {args.decay:g}")
 
-    names = ("model", "method", "freeze", "epochs", "batch", "lr", "head_lr", "decay", "train_bn", "no_augment", "act", "prompts", "type")
-    depends = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    depends |= {"--head": file_sha256(args.head) if about else args.head, "weights": model.sha256, "device": model.device.type}
-    depends["files or words of the classes"] = digest([data.fingerprint, train.paths, val.paths, data.words])
-    depends["precision"] = str(model.dtype)
-    stem = Path(args.out or f"cache/finetune/{data.name}-{spelled(model.name)}-{digest(depends)}.json")
-    checkpoints = {seed: stem.with_suffix(f".{seed}.ckpt") for seed in range(args.seed, args.seed + args.seeds)}
-    for seed, checkpoint in checkpoints.items() if not args.profile else ():  # all of them before hours go into the first
-        if args.restart:
-            checkpoint.unlink(missing_ok=True)
-        read_checkpoint(checkpoint, depends | {"seed": seed})
-    runs = []
-    for seed, checkpoint in checkpoints.items():
-        augmentation = lru_cache(2)(partial(draw_augmentation, seed, count=len(train.rows)))
-        net = Classifier(model.visual, first_head(seed).to(model.device), args.freeze, args.train_bn)
-        groups = partial(parameter_groups, net, args.lr, args.head_lr, args.decay)
-        loop = {"batch": args.batch, "device": model.device, "dtype": model.dtype, "seed": seed, "what": f"{model.name} {args.method}"}
-        if args.profile:
-            x = torch.randn(args.batch, 3, model.size, model.size, device=model.device).contiguous(memory_format=torch.channels_last)
-            y = torch.arange(args.batch, device=model.device) % len(data.classes)
-            again, times = lambda rows, epoch: load(rows % len(train.rows), epoch), []
-            for _ in range(ROUNDS):  # in turns, and the fastest of each, because no machine is quiet
-                began = time.time()
-                train_bare(net, groups(), x, y, STEPS, model.autocast)
-                bare = (time.time() - began) / STEPS
-                times.append((fit(net, groups(), again, step, lambda: 0.0, STEPS * args.batch, epochs=1, **loop)[2], bare))
-            ours, bare = np.min(times, 0)
-            print(f"profile: {ours:.4f} s a step of {args.batch} images, {bare:.4f} s bare, ratio {ours / bare:.2f}", end=" ")
-            return print(f"(each the fastest of {ROUNDS} times {STEPS} steps)")
+def loader(train, seed):
+    """Function (rows, epoch) -> tensors of a batch for `train_step`: pictures, labels, and what augments them, by seed, epoch and row."""
+    augmentation = lru_cache(2)(partial(draw_augmentation, seed, count=len(train)))
 
-        start = snapshot(net)
-        loop |= {"epochs": args.epochs, "checkpoint": checkpoint, "about": depends | {"seed": seed}}
-        history, best, seconds = fit(net, groups(), load, step, lambda: right(val)[1].mean().item(), len(train.rows), **loop)
+    def load_batch(rows, epoch):
+        matrices, sigmas = (numbers[rows] for numbers in augmentation(epoch))
+        blurred = sigmas.nonzero()[0]
+        return train[rows], train.labels[rows], *map(torch.from_numpy, (matrices, blurred, sigmas[blurred]))
 
-        # WiSE-FT: validation picks how far to go from the start to the best, of equals the least; no random head is worth staying near
-        val_best = max(row["val"] for row in history)
-        wise = {0.0: history[0]["val"], 1.0: val_best}
-        if args.head != "random":
-            wise = {a: wise[a] if a in wise else right(val, interpolate(start, best, a))[1].mean().item() for a in ALPHAS}
-        alphas = [a for a in wise if wise[a] > max(wise.values()) - 1e-9] if args.head != "random" else [1.0]
-        tested = {a: right(test, interpolate(start, best, a)) for a in sorted({0.0, alphas[0], 1.0})}
-        runs.append({"seed": seed, "history": history, "wise": wise, "alphas": alphas, "tested": tested, "seconds": seconds})
-        if seed == args.seed:
-            kept = best
-        net.load_state_dict(start, strict=False)
+    return load_batch
 
+
+def logits_and_right(net, model, images, state=None):
+    """(logits (N, C), bool (N,): which images are named right) of the network as it is, or in another state, in which it stays."""
+    if state:
+        net.load_state_dict(state, strict=False)
+    batches = progress(images.batches(model.batch), images.name, "batch", -(-len(images) // model.batch))
+    with torch.no_grad():
+        logits = torch.cat([net.head(model.encode_image(x)) for x in batches]).cpu()
+    return logits, logits.numpy().argmax(1) == images.labels.numpy()
+
+
+def tune(args, net, model, images, seed, checkpoint, depends):
+    """Train with one seed, choose by validation, try what was chosen on test; leaves `net` as it was.
+
+    {"history", "best": snapshot, "wise": {alpha: validation accuracy}, "alphas": the best of them, "tested": {alpha: as logits_and_right}}
+    """
+    train, val, test = images.values()
+    start = snapshot(net)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(parameter_groups(net, args.lr, args.head_lr, args.decay), fused=True)
+    legs = half_epochs(loader(train, seed), len(train), args.batch, args.epochs, seed)
+    step = train_step(net, model, not args.no_augment)
+    history, best = fit(net, optimizer, legs, step, lambda: logits_and_right(net, model, val)[1].mean().item(), model, checkpoint, depends)
+
+    # WiSE-FT: validation picks how far to go from the start to the best, of equals the least; no random head is worth staying near
+    wise = {0.0: history[0]["val"], 1.0: max(row["val"] for row in history)}
+    alphas = [1.0]
+    if args.head != "random":
+        wise = {
+            a: wise[a] if a in wise else logits_and_right(net, model, val, interpolate(start, best, a))[1].mean().item() for a in ALPHAS
+        }
+        alphas = [a for a in wise if wise[a] > max(wise.values()) - 1e-9]
+    tested = {a: logits_and_right(net, model, test, interpolate(start, best, a)) for a in sorted({0.0, alphas[0], 1.0})}
+    net.load_state_dict(start, strict=False)
+    return {"seed": seed, "history": history, "best": best, "wise": wise, "alphas": alphas, "tested": tested}
+
+
+def summarise(args, runs, test, source):
+    """Metrics of the runs, those of one seed being the first one's; prints what `report` does not."""
     history, wise, alphas, tested = (runs[0][key] for key in ("history", "wise", "alphas", "tested"))
-    logits, labels = tested[1.0][0], test.labels
-    together = clusters(test)
-    m = evaluate(logits, labels, data.classes, together)
     after, before, chosen = (tested[a][1] for a in (1.0, 0.0, alphas[0]))
     top = max(history, key=lambda row: row["val"])  # of equals the first
+    gain = paired_difference(after, before, test.labels, test.clusters)
+    values = [run["tested"][1.0][1].mean().item() for run in runs]
+    spread = np.std(values, ddof=1).item() if len(runs) > 1 else None
     metrics = {
         "val": top["val"],
         "best_epoch": top["epoch"],
-        **m,
         "before": before.mean().item(),
-        "gain": paired_difference(after, before, labels, together),
+        "gain": gain,
         "wise": wise if args.head != "random" else None,
         "wise_alpha": alphas[0],
         "test_wise": {"0": before.mean().item(), "chosen": chosen.mean().item(), "1": after.mean().item()},
-        "seconds_per_step": np.mean([run["seconds"] for run in runs]).item(),
+        "seconds_per_step": np.mean([run["history"][-1]["busy"] / run["history"][-1]["step"] for run in runs]).item(),
+        "seeds": {"mean": np.mean(values).item(), "std": spread, "values": values},
     }
-    values = [run["tested"][1.0][1].mean().item() for run in runs]
-    metrics["seeds"] = {"mean": np.mean(values).item(), "std": np.std(values, ddof=1).item() if len(runs) > 1 else None, "values": values}
-
-    print(f"validation      {top['val']:.3f}   on {len(val.rows):,} {source}, best at epoch {top['epoch']:g}", end="; ")
+    print(f"validation      {top['val']:.3f}   on {source}, best at epoch {top['epoch']:g}", end="; ")
     print(f"before {history[0]['val']:.3f}, last {history[-1]['val']:.3f}")
     if not top["step"]:
         print("note: no epoch was better on validation than the start, which is what is tested and saved")
     if metrics["wise"]:
         as_good = "; as good: " + some([f"{a:g}" for a in alphas[1:]], 9) if alphas[1:] else ""
         print(f"WiSE-FT         {chosen.mean():.3f}   on test, alpha {alphas[0]:g} of validation {wise[alphas[0]]:.3f}{as_good}")
-    gain = metrics["gain"]
     print(f"before          {before.mean():.3f}   on test; gain {gain['mean']:+.3f}", end=", ")
     print("95 % interval {:+.3f} to {:+.3f}".format(*gain["ci95"]))
-    print_metrics(m)
     if len(runs) > 1:
-        print(f"{len(runs)} seeds         {metrics['seeds']['mean']:.3f} ± {metrics['seeds']['std']:.3f} on test; above: seed {args.seed}")
-    if args.out:
-        rows = [{"seed": run["seed"], **row} for run in runs for row in run["history"]]
-        rows += [{"seed": run["seed"], "alpha": a, "val": v} for run in runs if metrics["wise"] for a, v in run["wise"].items()]
-        write_result(args.out, args, data, model, images, metrics, started, logits, max(used, chosen_with), rows)
+        print(f"{len(runs)} seeds         {np.mean(values):.3f} ± {spread:.3f} on test; what follows: seed {args.seed}")
+    return metrics
+
+
+def save_network(args, data, model, images, net, best, used):
+    """Write the network in its state `best`, with all that --load needs to name pictures. `net` holds the encoder of `model`."""
+    net.load_state_dict(best, strict=False)
+    told = about(data, model, images, args.seed) | {"method": args.method, "labels_used": used}
+    told["act"] = model.act or ("quickgelu" if model.has_text else "")
+    state = model.state_dict()
+    if args.method == "ml":
+        told["unit"] = net.head.unit
+        state |= zip(("head.weight", "head.bias"), net.head.plain())
+    else:
+        state["logit_scale"].clamp_(max=math.log(100))  # the last step may have gone beyond
+    save_weights(args.save, state, told)
+    print(f"saved {args.save}")
+
+
+def main():
+    args = arguments()
+    told, tensors = read_saved(args)  # a file to start from or to predict with
+    if args.predict:
+        return predict(args, told, tensors)
+    if told and args.model and spelled(args.model).lower() != spelled(told["model"]).lower():
+        fail(f"--head {args.head}: of {told['model']}, not of --model {args.model}")
+    args.model = args.model or told.get("model")
+    batch, args.batch = args.batch, None  # --batch is of a training step; for all else the model knows its own
+    data, model = load(args, told.get("features"))
+    args.batch = batch
+    if args.method == "ml":
+        args.head = args.head or ("text" if model.has_text else "random")
+    check_start(args, data, model, told)
+    images = hold_out(data.images(model.size), args.seed)
+    train, val, test = images.values()
+    source = f"{len(val):,} " + ("images of the val split" if data.splits.get("val") else "held-out training images")
+    origin = "" if args.method == "cs" else f" from {args.head}{', encoder frozen' if args.freeze else ''}"
+    print(f"{args.method}{origin}: {counted(args.epochs, 'epoch')} of {-(-len(train) // args.batch)} steps", end=" ")
+    print(f"of {args.batch} images, learning rates {args.lr:g} and {args.head_lr:g} (head), decay {args.decay:g}")
+
+    # each seed from the same start
+    head = first_head(args, data, model, images, told, tensors)
+    checkpoints = all_checkpoints(args, data, model, images, told)
+    runs = []
+    for seed, (checkpoint, depends) in checkpoints.items():
+        net = Classifier(model.visual, head(seed).to(model.device), args.freeze, args.train_bn)
+        runs.append(tune(args, net, model, images, seed, checkpoint, depends))
+
+    # what it has come to, on test images
+    logits, used = runs[0]["tested"][1.0][0], max(len(train) + len(val), data.chosen_with)
+    metrics = summarise(args, runs, test, source) | evaluate(logits, test.labels, data.classes, test.clusters)
+    history = [{"seed": run["seed"], **row} for run in runs for row in run["history"]]
+    history += [{"seed": run["seed"], "alpha": a, "val": v} for run in runs if metrics["wise"] for a, v in run["wise"].items()]
+    start = args.head if args.head in ("text", "random") else "probe"
+    method = f"linear layer, {start} start" if args.freeze else f"fine-tuned, {args.method}, rate {args.lr:g}"
+    report(args, data, model, images, metrics, method, logits, used, history=history)
     if args.save:
-        net.load_state_dict(kept, strict=False)
-        about = {"model": model.name, "features": model.features, "type": data.type, "method": args.method}
-        about |= {"labels_used": str(max(used, chosen_with))}
-        about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
-        about |= {"act": model.act or "quickgelu"} if model.net else {}
-        state = model.state_dict()
-        if args.method == "ml":
-            about |= {"unit": "yes"} if net.head.unit else {}
-            state |= zip(("head.weight", "head.bias"), net.head.plain())
-        else:
-            state["logit_scale"].clamp_(max=math.log(100))  # the last step may have gone beyond
-        save_weights(state, args.save, about)
-        print(f"saved {args.save}")
-    for checkpoint in checkpoints.values():  # last: until here a run that ends too early loses nothing
+        first = Classifier(model.visual, head(args.seed).to(model.device), args.freeze, args.train_bn)
+        save_network(args, data, model, images, first, runs[0]["best"], used)
+    for checkpoint, _ in checkpoints.values():  # last: until here a run that ends too early loses nothing
         checkpoint.unlink(missing_ok=True)
 
 

@@ -11,40 +11,25 @@ common.py to use it elsewhere.
 
 import argparse
 import csv
-import json
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from common import (
-    HOLDOUT,
+    about,
     add_flags,
     atomic,
-    blocked_split,
-    centre_and_spread,
-    clusters,
     counted,
-    default_model,
-    digest,
+    ending,
     evaluate,
-    every_class,
-    fail,
-    features,
     find_copies,
-    hold_out,
-    load_data,
-    load_model,
-    load_splits,
-    print_metrics,
-    print_setup,
+    load,
     progress,
-    read_templates,
+    report,
     save_weights,
     some,
     wilson,
-    write_result,
 )
 
 PENALTIES = [10 ** (e / 2) for e in range(2, -13, -1)]  # 10 to 1e-6 in half decades, for features of unit variance
@@ -142,7 +127,8 @@ def write_copies(pairs, test, train, path):
 def nearest_mean(x, y, weight, bias):
     """The nearest class mean as a head (C, D), (C,) for features x (N, D) as they come, its logits as spread as those of another head.
 
-    The length of an image's features changes nothing in which class has the largest product.
+    The length of an image's features changes nothing in which class has the largest product. Logits that were less spread would
+    give other probabilities of the same classes.
     """
     means = class_means(x, y, len(bias))
     logits, theirs = x[:SAMPLE] @ means.T, torch.addmm(bias, x[:SAMPLE], weight.T)
@@ -150,122 +136,135 @@ def nearest_mean(x, y, weight, bias):
     return means * (wanted / spread.clamp(min=1e-12)), torch.zeros_like(bias)
 
 
-def main():
+# ---- what main() is cut into ------------------------------------------------------------------------------------------
+
+
+def held_out_runs(images, x, y, seed):
+    """[(x, y, x_val, y_val)] to choose by: val, or up to MOST runs of neighbouring training files of each class, ENOUGH images in all."""
+    if "val" in images:
+        return [(x["train"], y["train"], x["val"], y["val"])]
+    train = images["train"]
+    masks = [train.block(seed)]
+    masks += [train.block(seed + i) for i in range(1, min(MOST, ENOUGH // masks[0].sum()))]
+    masks = [torch.from_numpy(held).to(x["train"].device) for held in masks]
+    return [(x["train"][~held], y["train"][~held], x["train"][held], y["train"][held]) for held in masks]
+
+
+def fit_probe(x, y, runs, mean, scale, classes):
+    """(heads, fits, tied): logistic regression on x (N, D), y (N,) with the penalty that is best on the held-out `runs`.
+
+    heads are {"head": (weight, bias) of all of train, "held_out": the same of the first run, which has not seen its held-out images},
+    for features as the encoder gives them; fits what `sweep` tried; tied what of it was best, the first of which is chosen.
+    """
+    scaled = [((a - mean) / scale, b, (c - mean) / scale, d) for a, b, c, d in runs]
+    fits = sweep(scaled, classes, progress(PENALTIES, "penalties", "fit"))
+    best = max(f["val"] for f in fits)
+    tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
+    chosen = tied[0]
+    head = logistic_regression((x - mean) / scale, y, chosen["l2"], *chosen["head"])
+    heads = {"head": head if chosen["frequencies"] else equal_classes(y, *head), "held_out": chosen["head"]}
+    return {name: (w / scale, b - w @ mean / scale) for name, (w, b) in heads.items()}, fits, tied
+
+
+def search_copies(images, right, device, listed):
+    """Metrics of the test images that are copies of training images, and of what is left without them; says which, and writes `listed`.
+
+    right (N,): which test images the probe names right.
+    """
+    test, train = images["test"], images["train"]
+    pairs, look_alike = find_copies(test, train, device)
+    copies = torch.zeros(len(test), dtype=torch.bool)
+    copies[[p["test"] for p in pairs]] = True
+    left = right[~copies]
+    wrong = [p for p in pairs if not p["same_label"]]
+    metrics = {
+        "near_copies": copies.double().mean().item(),
+        "copies_of_another_label": len(wrong),
+        "look_alike": look_alike.double().mean().item(),
+        "test_without_near_copies": left.double().mean().item() if len(left) >= FEW else None,
+    }
+
+    def named(pairs):
+        return some([f"{test.paths[p['test']]} = {train.paths[p['train']]}" for p in pairs], 3)
+
+    where = f": see {listed}" if listed and pairs else f": {named(pairs)}" if pairs else ""
+    print(f"copies          {metrics['near_copies']:.3f}   of the test images are copies of a training image{where}")
+    if wrong:
+        print(f"note: {counted(len(wrong), 'test image')} with a copy in another class of train, a wrong label: {named(wrong)}")
+    print(f"look alike      {metrics['look_alike']:.3f}   of the test images roughly resemble a training image, copy or not")
+    without = f"{left.double().mean():.3f}" if len(left) >= FEW else "too few left"
+    print(f"without them    {without}   {counted(len(left), 'image')}")
+    if listed:
+        write_copies(pairs, test.paths, train.paths, listed)
+    return metrics
+
+
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
     parser.add_argument("--features", choices=("penultimate", "projected"), default="penultimate", help="of CLIP (%(default)s)")
-    parser.add_argument("--save", metavar="FILE.safetensors", help="keep the head here, with its class names (not kept)")
+    save = "keep the head here, with its class names (not kept)"
+    parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
     args = parser.parse_args()
-    started = time.time()
-    if args.save and not args.save.endswith(".safetensors"):
-        parser.error(f"--save {args.save}: must end in .safetensors")
+    if args.prompts and not args.save:
+        parser.error("--prompts only go into the --save file, for those who start from it; the probe needs none")
+    return args
 
-    data = load_data(args.data, args.classnames, args.type, args.seed, groups=args.groups)
-    given, (args.prompts, _) = args.prompts, read_templates(args.prompts, data.type)
-    args.type, args.model = data.type, args.model or default_model(args.data)
-    model = load_model(args.model, args.device, args.weights, args.precision, args.act, args.features)
-    if given and not (model.encode_text and args.save):
-        fail("--prompts only go into the --save file of a CLIP model, for those who start from it; the probe needs none")
-    images = load_splits(data, model.size)
-    every_class(images["train"], data)
+
+def main():
+    args = arguments()
+    data, model = load(args, args.features)
+    images = data.images(model.size)
     x, y = {}, {}
     for split in images:
-        x[split], y[split] = (t.to(model.device) for t in features(model, images[split], args.batch))
-    # centred and of unit variance over all, so that a penalty means the same for every encoder; the head undoes it below
-    mean, scale = centre_and_spread(x["train"], model)
+        x[split], y[split] = model.features(images[split])
 
-    # the penalty is chosen on images that the fits do not see: val, or runs of neighbouring files of each class
-    if "val" in images:
-        runs = [(x["train"], y["train"], x["val"], y["val"])]
-    else:
-        train = images["train"]
-        masks = [blocked_split(train.labels, HOLDOUT, args.seed, train.groups)]
-        if not masks[0].any():
-            fail(f"--data {args.data}: one training image a class, none can be held out to choose by; few_shot.py needs none")
-        for i in range(1, min(MOST, ENOUGH // masks[0].sum())):
-            masks.append(blocked_split(train.labels, HOLDOUT, args.seed + i, train.groups))
-        masks = [torch.from_numpy(held).to(model.device) for held in masks]
-        runs = [(x["train"][~held], y["train"][~held], x["train"][held], y["train"][held]) for held in masks]
-    scaled = [((a - mean) / scale, b, (c - mean) / scale, d) for a, b, c, d in runs]
-    fits = sweep(scaled, len(data.classes), progress(PENALTIES, "penalties", "fit"))
+    # the penalty is chosen on images that the fits do not see; features are centred and of unit variance over all, so that it
+    # means the same for every encoder
+    mean, scale = model.centre_and_spread(x["train"])
+    runs = held_out_runs(images, x, y, args.seed)
+    heads, fits, (chosen, *tied) = fit_probe(x["train"], y["train"], runs, mean, scale, len(data.classes))
     best = max(f["val"] for f in fits)
-    chosen, *tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
-    z = (x["train"] - mean) / scale
-    head = logistic_regression(z, y["train"], chosen["l2"], *chosen["head"])
-    heads = {"head": head if chosen["frequencies"] else equal_classes(y["train"], *head)}
-    if "val" not in images:  # for those who train on and validate on the first run, which this one has not seen
-        heads["held_out"] = chosen["head"]
-    heads = {name: (w / scale, b - w @ mean / scale) for name, (w, b) in heads.items()}  # for features as the encoder gives them
 
     # the rival that chooses nothing: where held-out images name it as good or better, it is the probe, being the plainer one
-    whole = x["train"], y["train"]
-    rivals = [nearest_mean(a, b, *heads["head"]) for a, b, *_ in (*runs, (*whole, None, None))]
+    whole = x["train"], y["train"], None, None
+    rivals = [nearest_mean(a, b, *heads["head"]) for a, b, *_ in (*runs, whole)]
     held = [accuracy(c, d, *rival) for (*_, c, d), rival in zip(runs, rivals)]
     rival, class_mean = sum(held) / len(held), accuracy(x["test"], y["test"], *rivals[-1])
     if nearest := rival > best - 1e-9:
-        heads = dict(zip(heads, (rivals[-1], rivals[0])))  # of all of train, and of the first run
+        heads = {"head": rivals[-1], "held_out": rivals[0]}
     weight, bias = heads["head"]
 
-    logits = torch.addmm(bias, x["test"], weight.T).cpu()
-    labels = images["test"].labels
-    m = evaluate(logits, labels, data.classes, clusters(images["test"]))
-    pairs, look_alike = find_copies(images["test"], images["train"], model.device)
-    copies = torch.zeros(len(labels), dtype=torch.bool)
-    copies[[p["test"] for p in pairs]] = True
-    mislabelled = [p for p in pairs if not p["same_label"]]
-    right = (logits.argmax(1) == labels)[~copies]
-    metrics = {
-        "train": accuracy(x["train"], y["train"], weight, bias),
-        "val": max(best, rival),
-        **m,
-        "l2": None if nearest else chosen["l2"],
-        "frequencies": not nearest and chosen["frequencies"],
-        "class_mean": class_mean,
-        "class_mean_val": rival,
-        "near_copies": copies.double().mean().item(),
-        "copies_of_another_label": len(mislabelled),
-        "look_alike": look_alike.double().mean().item(),
-        "test_without_near_copies": right.double().mean().item() if len(right) >= FEW else None,
-    }
-    for split, total in (("train", len(y["train"])), ("val", len(runs[0][3]))):
-        metrics[f"{split}_ci95"] = wilson(metrics[split], total)
-
-    print_setup(data, model, images)
     source = "images of the val split" if "val" in images else "held-out training images"
     times = f", mean of {len(runs)} such runs" if len(runs) > 1 else ""
     as_good = "; as good: " + some([f"{f['l2']:.0e}" for f in tied]) if tied else ""
     edge = "; the end of the sweep" if chosen["l2"] in (PENALTIES[0], PENALTIES[-1]) else ""
-    print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)} on {len(runs[0][3]):,} {source}", end="")
-    print(f"{times}{as_good}{edge}")
+    print(f"penalty         {chosen['l2']:.0e}   best of {len(fits)} on {len(runs[0][3]):,} {source}{times}{as_good}{edge}")
     if not (nearest or chosen["frequencies"]):
         print("frequencies     left out: held-out images are named better as if all classes were equally frequent")
-    for split in ("train", "val"):
-        print(f"{split:15} {metrics[split]:.3f}   95 % interval {metrics[f'{split}_ci95'][0]:.3f} to {metrics[f'{split}_ci95'][1]:.3f}")
+    metrics = {"train": accuracy(x["train"], y["train"], weight, bias), "val": max(best, rival)}
+    for split, total in (("train", len(y["train"])), ("val", len(runs[0][3]))):
+        metrics[f"{split}_ci95"] = wilson(metrics[split], total)
+        print("{:15} {:.3f}   95 % interval {:.3f} to {:.3f}".format(split, metrics[split], *metrics[f"{split}_ci95"]))
     taken = "the nearest class mean is taken for the probe" if nearest else "the probe stays"
     print(f"class mean      {class_mean:.3f}   on test, nearest class mean of the same features; held-out images", end=" ")
     print(f"give it {rival:.3f} and logistic regression {best:.3f}: {taken}")
+
+    logits = torch.addmm(bias, x["test"], weight.T)
     listed = Path(args.out).with_name(f"{Path(args.out).stem}-copies.csv") if args.out else None
-    named = [f"{images['test'].paths[p['test']]} = {images['train'].paths[p['train']]}" for p in pairs]
-    where = f": see {listed}" if listed and pairs else f": {some(named, 3)}" if pairs else ""
-    print(f"copies          {metrics['near_copies']:.3f}   of the test images are copies of a training image{where}")
-    if mislabelled:
-        named = [f"{images['test'].paths[p['test']]} = {images['train'].paths[p['train']]}" for p in mislabelled]
-        print(f"note: {counted(len(named), 'test image')} with a copy in another class of train, a wrong label: {some(named, 3)}")
-    print(f"look alike      {metrics['look_alike']:.3f}   of the test images roughly resemble a training image, copy or not")
-    without = f"{right.double().mean():.3f}" if len(right) >= FEW else "too few left"
-    print(f"without them    {without}   {counted(len(right), 'image')}")
+    metrics |= search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device, listed)
     print("all test images")
-    print_metrics(m)
-    if args.out:
-        write_copies(pairs, images["test"].paths, images["train"].paths, listed)
-        history = [{k: v for k, v in f.items() if k != "head"} for f in fits]
-        labels_used = len(y["train"]) + len(y.get("val", ()))
-        write_result(args.out, args, data, model, images, metrics, started, logits, labels_used, history)
+    metrics |= evaluate(logits, y["test"], data.classes, images["test"].clusters)
+    metrics |= {"l2": None if nearest else chosen["l2"], "frequencies": not nearest and chosen["frequencies"]}
+    metrics |= {"class_mean": class_mean, "class_mean_val": rival}
+    history = [{k: v for k, v in f.items() if k != "head"} for f in fits]
+    used = len(y["train"]) + len(y.get("val", ()))
+    report(args, data, model, images, metrics, "linear probe", logits, used, history=history)
     if args.save:
-        about = {"model": model.name, "sha256": model.sha256, "features": model.features, "type": data.type}
-        about |= {"act": model.act, "split": digest([i.paths for i in hold_out(images, args.seed).values()])}
-        about |= {k: json.dumps(v) for k, v in (("classes", data.classes), ("words", data.words), ("prompts", args.prompts))}
-        save_weights({f"{name}.{part}": t for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}, args.save, about)
+        if "val" in images:  # nobody needs it: the first run is all of train
+            del heads["held_out"]
+        tensors = {f"{name}.{part}": t for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
+        save_weights(args.save, tensors, about(data, model, images, args.seed))
         print(f"saved {args.save}")
 
 

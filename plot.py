@@ -14,11 +14,11 @@ import math
 import os
 import re
 import shlex
+import shutil
 import textwrap
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib import rc_context
@@ -26,7 +26,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common import (
-    accuracy_interval,
     atomic,
     counted,
     digest,
@@ -35,16 +34,16 @@ from common import (
     normal_quantile,
     paired_difference,
     read_json,
+    read_result,
     some,
     spelled,
-    to_json,
-    why,
     wilson,
+    write_json,
 )
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow and black; three more for those with many models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#004D40")
-GREEN, RED, GREY = "#1a7f37", "#c62828", "#777777"
+GREY = "#777777"
 MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-tuned, cs": "D"}
 STYLES = {"class-mean": ("v", ":"), "linear": ("o", "--"), "tip": ("^", "-."), "text-init": ("s", "-")}
 UPSAMPLINGS = ("bicubic", "SRGAN")
@@ -56,42 +55,35 @@ MANY = 1000  # test images from which a third decimal says something
 
 
 NEEDS = {  # what figures and table take from a record: metrics, arrays
-    "zero_shot": (("top1", "confusions"), ("predicted", "pairs", "pictures")),
-    "prompts": (("templates", "ensemble"), ("predicted",)),
+    "zero_shot": (("top1", "confusions"), ("right", "predicted", "pairs", "pictures")),
+    "prompts": (("templates", "ensemble"), ("right",)),
     "few_shot": (("labels", "methods"), ("right",)),
-    "linear_probe": (("near_copies", "test_without_near_copies", "confusions"), ("predicted", "pairs", "pictures")),
-    "finetune": (("val", "wise", "wise_alpha"), ("predicted",)),
-    "upsample": (("psnr",), ("low", "original")),
-    "train": ((), ()),
+    "linear_probe": (("near_copies", "test_without_near_copies", "confusions"), ("right", "predicted", "pairs", "pictures")),
+    "finetune": (("val", "wise", "wise_alpha"), ("right",)),
+    "upsample": ((), ()),
 }
 
 
 @dataclass
 class Run:
-    """A result: what it was made with, and the record itself."""
+    """A result of a script: the record and the arrays beside it, as `read_result` gives them."""
 
-    script: str
-    model: str
-    variant: str  # of finetune.py ml, cs, frozen; of upsample.py train, eval
-    upsampling: str
     record: dict
+    arrays: dict
     file: Path
+    upsampling: str
 
     def __post_init__(self):
-        self.metrics, self.history = self.record["metrics"], self.record.get("history", [])
-        self.rate = self.record["args"].get("lr", 0.0)  # of the encoder, in finetune.py
-        saved = self.file.with_suffix(".npz")
-        try:
-            self.arrays = dict(np.load(saved)) if saved.exists() else {}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            fail(f"{saved}: cannot be read: {why(error)}; delete it and its .json, and make makes both anew")
-        if not self.arrays and self.variant != "train":
-            fail(f"{saved}: missing beside its .json; delete that too, and make makes both anew")
+        args = self.record["args"]
+        self.script, self.metrics, self.history = self.record["script"], self.record["metrics"], self.record.get("history", [])
+        self.model = self.record["model"]["name"] if self.script != "upsample" else ""
+        self.variant = "frozen" if args.get("freeze") else args.get("method", args.get("task", ""))
+        self.rate = args.get("lr", 0.0)  # of the encoder, in finetune.py
 
     @property
     def method(self):
-        names = {"zero_shot": "zero-shot", "prompts": "chosen prompts", "few_shot": "few labels", "linear_probe": "linear probe"}
-        return names.get(self.script) or ("linear layer, random start" if self.variant == "frozen" else f"fine-tuned, {self.variant}")
+        """As figures call it: without the learning rate."""
+        return self.record["table"][0]["method"].partition(", rate")[0]
 
     @property
     def few(self):
@@ -103,17 +95,20 @@ class Run:
         labels, total = self.metrics["labels"], self.record["data"]["counts"]["train"]
         return [k for k in labels if labels[k] < total] + [k for k in labels if labels[k] == total][: int(everything)]
 
-    def right(self, k=None, method=None):
-        """(S, N), of k labels a class and a method where the run is one of few_shot.py."""
-        if k is None:
-            return (self.arrays["true"] == self.arrays["predicted"])[None].astype(float)
-        place = list(self.metrics["labels"]).index(k), self.metrics["methods"].index(method or self.few)
-        return self.arrays["right"][place].astype(float)
+    def place(self, k=None, method=None):
+        """Which row of its table: the only one, or that of k labels a class and a method of few_shot.py."""
+        wanted = (
+            (int(k), f"few-shot, {method or self.few}") if k else (self.record["table"][0]["labels"], self.record["table"][0]["method"])
+        )
+        return [(row["labels"], row["method"]) for row in self.record["table"]].index(wanted)
 
-    def accuracy(self, k=None, method=None):
-        """(test accuracy, low, high) over images, and over draws of the labels where there are some."""
-        right = self.right(k, method)
-        return right.mean(), *accuracy_interval(right, self.arrays["true"], self.arrays["cluster"])
+    def row(self, k=None, method=None):
+        """That row, as the script has written it: method, labels, labels_used, accuracy, ci95."""
+        return self.record["table"][self.place(k, method)]
+
+    def right(self, k=None, method=None):
+        """(S, N) of that row."""
+        return self.arrays["right"][self.place(k, method)].astype(float)
 
 
 def differ(after, before, run, comparisons=1):
@@ -129,20 +124,17 @@ def load(folder, name):
         for file in sorted(Path(folder).glob(f"*/{data}/*.json")):
             if file.name.startswith("."):  # what a kill has left, or a Mac
                 continue
-            record = read_json(file)
+            record, saved = read_result(file)
             try:
-                args, model = record["args"], record["model"]["name"] if record["script"] != "upsample" else ""
-                variant = "frozen" if args.get("freeze") else args.get("method", args.get("task", ""))
-                run = Run(record["script"], model, variant, upsampling, record, file)
-                keys, arrays = NEEDS["train" if variant == "train" else run.script]
-                if (
-                    not {"command", "environment", "seconds"} <= {*record}
-                    or not {*keys} <= {*run.metrics}
-                    or not {*arrays} <= {*run.arrays}
-                ):
+                run = Run(record, saved, file, upsampling)
+                keys, arrays = NEEDS[run.script]
+                if arrays and not saved:
+                    fail(f"{file.with_suffix('.npz')}: missing beside its .json; delete that too, and make makes both anew")
+                if not ({"command", "table", "seconds"} <= {*record} and {*keys} <= {*run.metrics} and {*arrays} <= {*saved}):
                     raise KeyError
+                args, model = record["args"], run.model
                 made_of = {f"pictures of {data}": record["data"]["fingerprint"], "seeds": args["seed"], "--groups": args.get("groups")}
-                if variant != "train":
+                if run.variant != "train":
                     made_of[f"test images of {name}"] = record["data"]["counts"].get("test")
                     made_of["devices or precisions"] = [record["environment"][key] for key in ("device", "precision")]
                 if model:
@@ -154,12 +146,12 @@ def load(folder, name):
                 if upsampling == "SRGAN":
                     made_of[f"pictures of {name}"] = record["data"].get("made", {}).get("source")
             except (KeyError, TypeError, AttributeError):
-                fail(f"{file}: not a result of these scripts, or of older ones; make it anew, or take it out of {folder}")
+                fail(f"{file}: not a whole result of these scripts; make it anew, or take it out of {folder}")
             for what, value in made_of.items():
                 first = seen.setdefault(what, (value, file))
                 if first[0] != value:
                     fail(f"{first[1]} and {file}: of different {what}; delete the older one and run make again")
-            if (twin := seen.setdefault((run.script, model, variant, run.rate, upsampling), file)) != file:
+            if (twin := seen.setdefault((run.script, model, run.variant, run.rate, upsampling), file)) != file:
                 fail(f"{twin} and {file}: two results of one run; take one out of {folder}")
             runs.append(run)
     return runs
@@ -309,24 +301,6 @@ def even_shots(runs):
     return all(run.metrics["labels"][k] == int(k) * len(run.record["data"]["classes"]) for run in runs for k in run.shots())
 
 
-def draw_zero_shot(study, run):
-    """Random test pictures, captioned `Predicted (True)`."""
-    a, classes = run.arrays, run.record["data"]["classes"]
-    fig = Figure(figsize=(9, 9.8), layout="constrained")
-    for ax in (axes := fig.subplots(4, 4)).flat:
-        ax.axis("off")
-    for ax, i, picture in zip(axes.flat, a["shown"], a["pictures"]):
-        guess, true = classes[a["predicted"][i]], classes[a["true"][i]]
-        ax.imshow(picture)
-        caption = f"{guess} ({true})"
-        if len(caption) > 28:  # one line each, and no longer than the picture is wide
-            caption = "\n".join((textwrap.shorten(guess, 26, placeholder=" …"), textwrap.shorten(f"({true})", 26, placeholder=" …)")))
-        ax.set_title(caption, color=GREEN if guess == true else RED, fontsize=9, parse_math=False)
-    title = f"{study.name}: zero-shot, {run.model}, accuracy {run.metrics['top1']:.3f}; predicted (true)"
-    fig.suptitle(title, fontsize=11, parse_math=False)
-    return fig
-
-
 def draw_few_shot(study):
     """Test accuracy against labels a class; mean and standard deviation of the draws; zero-shot is the star at 0."""
     runs = study.find("few_shot")
@@ -452,7 +426,7 @@ def draw_confusions(study, most=3):
     for row, run in zip(fig.subplots(len(runs), most, squeeze=False), runs):
         a, classes = run.arrays, run.record["data"]["classes"]
         counts = {(c["true"], c["predicted"]): f"{c['count']} of {c['count'] / c['share']:.0f}" for c in run.metrics["confusions"]}
-        pictures = a["pictures"][len(a["shown"]) :].reshape(-1, 2, *a["pictures"].shape[1:])
+        pictures = a["pictures"].reshape(-1, 2, *a["pictures"].shape[1:])
         for ax in row:
             ax.axis("off")
             ax.set_anchor("N")  # the layout reckons with titles above the whole of a place
@@ -494,27 +468,6 @@ def draw_wise(study):
     ax.set_ylabel(f"validation accuracy\n95 % interval; chance {study.chance:.3f}")
     legend_below(fig, keys)
     head(fig, f"{study.name}: weights between start and fine-tuned")
-    return fig
-
-
-def draw_upsampling(study):
-    """Test pictures reduced 4 times, restored by bicubic and by SRGAN, and as they were."""
-    run = study.one("upsample", None, "eval")
-    names = [name for name in ("low", "bicubic", "pixel", "srgan", "original") if name in run.arrays]
-    rows = len(run.arrays["low"])
-    fig = Figure(figsize=(9, 9 / rows * len(names) + 0.3), layout="constrained")
-    axes = fig.subplots(len(names), rows, squeeze=False)
-    for line, name in zip(axes, names):
-        for ax, picture in zip(line, run.arrays[name]):
-            ax.imshow(picture, interpolation="nearest")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
-        m = run.metrics["psnr"].get(name)
-        under = f"{m['mean']:.1f} dB" if m else f"{run.arrays[name].shape[1]} px"
-        line[0].set_ylabel(f"{name.replace('srgan', 'SRGAN')}\n{under}", fontsize=9)
-    count = run.record["data"]["counts"]["test"]
-    fig.suptitle(f"{study.name}: test pictures, PSNR as mean of all {count:,}", fontsize=10, parse_math=False)
     return fig
 
 
@@ -560,9 +513,10 @@ def draw_summary(study):
     low, high = slowest / margin, fastest * margin
     for x, run in points:
         style = {"marker": MARKERS[run.method], "ms": 10 if run.method == "zero-shot" else 5}
-        point(left, x, run, **style)
+        point(left, x, Entry(run), **style)
         if run.model in speeds:
-            point(right, speeds[run.model] * (high / low) ** (0.02 * (list(MARKERS).index(run.method) - 1)), run, **style)
+            aside = (high / low) ** (0.02 * (list(MARKERS).index(run.method) - 1))
+            point(right, speeds[run.model] * aside, Entry(run), **style)
     for ax in axes:
         accuracy_axis(ax, study.chance)
     shot_axis(left, ks, bool(named), bool(taught), even_shots(few))
@@ -584,7 +538,7 @@ def draw_summary(study):
 
 
 def figures(study):
-    """{file name: Figure} of all that there are results for, and [(file name, what it lacks)] for the rest."""
+    """({file name: Figure, or the file of a picture that a script has drawn with --grid}, [(file name, what it lacks)] of the rest)."""
     drawn, lacking = {}, []
 
     def plan(name, draw, *args, lacks, found):
@@ -594,6 +548,13 @@ def figures(study):
         else:
             lacking.append((f"{name}.png", lacks))
 
+    def take(name, run, lacks):
+        picture = run and run.file.with_suffix(".png")
+        if picture and picture.is_file():
+            drawn[f"{name}.png"] = picture
+        else:
+            lacking.append((f"{name}.png", f"{lacks} --grid {picture or 'FILE'}"))
+
     mistaken = [run for run in (*study.find("zero_shot"), *study.find("linear_probe")) if len(run.arrays["pairs"])]
     tuned = study.find("finetune", None, "cs") or study.find("finetune", None, "ml")
     plan("summary", draw_summary, lacks="linear_probe.py", found=study.find("linear_probe"))
@@ -602,9 +563,9 @@ def figures(study):
     plan("prompts", draw_prompts, lacks="prompts.py", found=study.find("prompts"))
     plan("confusions", draw_confusions, lacks="zero_shot.py or linear_probe.py with a mistake", found=mistaken)
     plan("wise_ft", draw_wise, lacks="finetune.py", found=tuned)
-    plan("upsampling", draw_upsampling, lacks="upsample.py eval", found=study.find("upsample", None, "eval"))
+    take("upsampling", study.one("upsample", None, "eval"), "upsample.py eval")
     for run in study.find("zero_shot") or [None]:
-        plan(f"zero_shot-{spelled(run.model) if run else 'MODEL'}", draw_zero_shot, run, lacks="zero_shot.py", found=run)
+        take(f"zero_shot-{spelled(run.model) if run else 'MODEL'}", run, "zero_shot.py")
     for run in study.find("finetune", None, "cs") or [None]:
         model = run and run.model
         plan(f"methods-{spelled(model) if run else 'MODEL'}", draw_methods, model, lacks="finetune.py --method cs", found=run)
@@ -627,16 +588,18 @@ class Entry:
         return self.run.model
 
     @property
-    def right(self):
-        return self.run.right(self.k, self.few)
+    def row(self):
+        """The row of the table that the script has written."""
+        return self.run.row(self.k, self.few)
 
     @property
-    def method(self):
-        rate = f", rate {self.run.rate:g}" if self.run.variant in ("ml", "cs") else ""
-        return self.few or self.run.method + rate
+    def right(self):
+        """(S, N)."""
+        return self.run.right(self.k, self.few)
 
     def accuracy(self):
-        return self.run.accuracy(self.k, self.few)
+        """(test accuracy, low, high) over images, and over draws of the labels where there are some."""
+        return self.row["accuracy"], *self.row["ci95"]
 
 
 def unbeaten(first, rivals):
@@ -726,18 +689,12 @@ def summarise(study, margin=MARGIN):
     order, rows = ["zero_shot", "prompts", "few_shot", "linear_probe", "frozen", "cs", "ml"], []
     for run in [run for run in study.runs if run.script != "upsample"]:
         words = shlex.split(run.record["command"])
-        for flag in {"--out", "--save"} & {*words}:
+        for flag in {"--out", "--save", "--grid"} & {*words}:
             del words[words.index(flag) : words.index(flag) + 2]
         for k in [k for k in run.shots() if k in SHOTS] if run.script == "few_shot" else (None,):
-            entry = shown(study, run.model, k) if k else Entry(run)
-            row = {
-                "data": study.name,
-                "model": run.model,
-                "method": f"{(k and 'few-shot, ') or ''}{entry.method}",
-                "upsampling": run.upsampling,
-            }
-            row["labels"] = float(k or run.record["labels_used"] / len(run.record["data"]["classes"]))
-            row["test"] = [round(value, 4) for value in entry.accuracy()]
+            told = (shown(study, run.model, k) if k else Entry(run)).row
+            row = {"data": study.name, "model": run.model, "upsampling": run.upsampling, **told, "labels": float(told["labels"])}
+            row["test"] = [round(value, 4) for value in (row.pop("accuracy"), *row.pop("ci95"))]
             row |= {"seconds": round(run.record["seconds"], 1), "command": shlex.join(words)}
             place = order.index(run.variant or run.script), row["labels"], study.models.index(run.model), run.upsampling != "bicubic"
             rows.append((place, row))
@@ -768,10 +725,10 @@ def figure_of(values, digits, sign=""):
 
 PLAIN = {
     "zero-shot": "zero-shot, from the names of the classes alone",
-    "text-init": "text-init, from names and labels",
-    "linear": "linear, from labels alone",
-    "tip": "tip, from names and labels",
-    "class-mean": "class-mean, from labels alone",
+    "few-shot, text-init": "text-init, from names and labels",
+    "few-shot, linear": "linear, from labels alone",
+    "few-shot, tip": "tip, from names and labels",
+    "few-shot, class-mean": "class-mean, from labels alone",
     "linear probe": "linear probe, from labels alone",
 }
 BUDGETS = {
@@ -780,6 +737,11 @@ BUDGETS = {
     "all": "All labels, encoder unchanged",
     "fine-tuned": "All labels, encoder fine-tuned",
 }
+
+
+def plainly(method):
+    """A method for people: few-shot methods by what they learn from, and no learning rates."""
+    return PLAIN.get(method) or ("fine-tuned" if method.startswith("fine-tuned") else method)
 
 
 def advise(study, margin=MARGIN):
@@ -798,7 +760,7 @@ def advise(study, margin=MARGIN):
             gap = "" if v is verdicts[0] else figure_of(v.gap, 3, "+")
             word = {"perhaps": "cannot be told", "guessing": "no better than guessing"}.get(v.word, v.word)
             test = figure_of(v.entry.accuracy(), digits)
-            reasons.append([title, v.entry.model, v.entry.method, test, gap, word + ("; take it" if v is pick else ""), speed])
+            reasons.append([title, v.entry.model, v.entry.row["method"], test, gap, word + ("; take it" if v is pick else ""), speed])
     said += [*say_labels(study, margin, digits), *say_tuning(study, margin, digits), *say_upsampling(study, digits)]
     return [*said, *say_warnings(study, total)], reasons
 
@@ -808,7 +770,7 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     if pick is None:
         return f"**{title}: none.** No encoder does better than guessing here."
     entry, best = pick.entry, verdicts[0].entry
-    plain = PLAIN.get(entry.method, "fine-tuned")
+    plain = plainly(entry.row["method"])
     text = f"**{title}: take {entry.model}** ({plain}). It names {figure_of(entry.accuracy(), digits)} of the test images right."
     if entry is not best:
         text += f" {best.model} names {best.right.mean():.{digits}f}, but {entry.model} is as good to within {margin:g}"
@@ -899,6 +861,16 @@ def say_warnings(study, total):
     return said
 
 
+COLUMNS = {  # of the table of all results: heading, and the text of a row of `summarise`
+    "data": lambda row, digits: row["data"],
+    "encoder": lambda row, digits: row["model"],
+    "method": lambda row, digits: row["method"],
+    "upsampling": lambda row, digits: row["upsampling"],
+    "labels a class": lambda row, digits: f"{row['labels']:.4g}",
+    "test accuracy (95 % interval)": lambda row, digits: figure_of(row["test"], digits),
+    "seconds of the run": lambda row, digits: f"{row['seconds']:,.0f}",
+    "command": lambda row, digits: f"`{row['command']}`",
+}
 CAPTIONS = {  # of each figure, and what is in the commands of the table that made what it shows
     "summary": (
         "Test accuracy with its 95 % interval, against labels a class and against the speed of the encoder.",
@@ -957,12 +929,8 @@ def render(summary):
     for *cells, speed in summary["reasons"]:
         lines.append(f"| {' | '.join([*cells, f'{speed:,.0f}' if speed else ''])} |")
     lines += ["", LEGEND, "", "## All results", ""]
-    heads = ["data", "encoder", "method", "upsampling", "labels a class", "test accuracy (95 % interval)", "seconds of the run", "command"]
-    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for r in summary["rows"]:
-        cells = [r[key] for key in ("data", "model", "method", "upsampling")]
-        cells += [f"{r['labels']:.4g}", figure_of(r["test"], summary["digits"]), f"{r['seconds']:,.0f}", f"`{r['command']}`"]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(cell(row, summary['digits']) for cell in COLUMNS.values())} |" for row in summary["rows"]]
     lines += ["", SECONDS, ""]
     if paths := summary.get("figures"):
         lines += ["## Figures", "", f"All are drawn by `python plot.py --data {d['name']}` from the results of the commands above.", ""]
@@ -997,9 +965,9 @@ def main():
     else:
         folder = Path(args.to or f"figures/{name}")
         drawn, lacking = figures(study)
-        for file, fig in drawn.items():
+        for file, picture in drawn.items():
             with atomic(folder / file) as temporary:
-                fig.savefig(temporary, format="png", dpi=100)
+                shutil.copyfile(picture, temporary) if isinstance(picture, Path) else picture.savefig(temporary, format="png", dpi=100)
         print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99) or 'nothing'}")
         for file, what in lacking:
             print(f"note: {file} is not drawn: no result of {what}")
@@ -1008,9 +976,9 @@ def main():
         if page:
             paths = [Path(os.path.relpath(folder / file, page.parent)).as_posix() for file in drawn]
             summary = {**summarise(study, args.margin), "figures": paths}
-            for file, content in ((folder / "summary.json", to_json(summary)), (page, render(summary))):
-                with atomic(file) as temporary:
-                    temporary.write_text(content, encoding="utf-8")
+            write_json(folder / "summary.json", summary)
+            with atomic(page) as temporary:
+                temporary.write_text(render(summary), encoding="utf-8")
             print(f"wrote {folder / 'summary.json'} and {page}")
     for file in absent:
         print(f"missing: {file}")

@@ -11,31 +11,11 @@ What was chosen used labels, so it is no longer zero-shot. Copy this file and co
 
 import argparse
 import math
-import time
 
 import torch
 import torch.nn.functional as F
 
-from common import (
-    add_flags,
-    class_embeddings,
-    clusters,
-    counted,
-    default_model,
-    default_templates,
-    evaluate,
-    fail,
-    features,
-    load_data,
-    load_images,
-    load_model,
-    print_setup,
-    progress,
-    read_templates,
-    some,
-    template_embeddings,
-    write_result,
-)
+from common import add_flags, counted, evaluate, fail, load, progress, read_templates, report, some
 
 # what captions of pictures vary in; the plain ones first, because the first of equals is taken
 POOL = [
@@ -106,51 +86,22 @@ def select(x, y, z):
     return steps
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act type classnames groups seed device precision batch out")
-    parser.add_argument("--templates", metavar="FILE", help="choose among those of a .json or text file (a pool of our own)")
-    args = parser.parse_args()
-    started = time.time()
-
-    data = load_data(args.data, args.classnames, args.type, args.seed, union=True, groups=args.groups)
-    args.type, args.model = data.type, args.model or default_model(args.data)
-    pool, chosen_with = [form for t in POOL for form in ((t, with_type(t)) if data.type else (t,))], 0
-    if args.templates:
-        pool, chosen_with = read_templates([args.templates], data.type)
-        pool = list(dict.fromkeys(pool))
-    split = "val" if data.splits.get("val") else "train"
-    if len(data.files(split)) < 2:
-        fail(f"--data {args.data}: one {split} image can choose nothing; add more")
-    model = load_model(args.model, args.device, args.weights, args.precision, args.act)
-    z = template_embeddings(model, data.words, pool, data.type).to(model.device)  # (T, C, E)
-    images = {s: load_images(data, s, model.size) for s in (split, "test")}
-    x, y = {}, {}
-    for s in images:
-        x[s], y[s] = (t.to(model.device) for t in features(model, images[s], args.batch))
-        x[s] = F.normalize(x[s], dim=1)
-
-    templates = []
+def rank(x, y, z, pool):
+    """For each template of the pool: its accuracies on unit-length x (N, E) with labels y (N,), by its class embeddings z (T, C, E)."""
+    rows = []
     for template, one in zip(pool, z):
-        logits = x[split] @ one.T
-        right = logits.argmax(1) == y[split]
-        top5 = (logits.topk(min(5, len(one)), dim=1).indices == y[split][:, None]).any(1)
+        logits = x @ one.T
+        right = logits.argmax(1) == y
+        top5 = (logits.topk(min(5, len(one)), dim=1).indices == y[:, None]).any(1)
         row = {"top1": right.cpu().double().mean().item(), "top5": top5.cpu().double().mean().item(), "se": standard_error(right)}
-        templates.append({"template": template, **row})
-    steps = select(x[split], y[split], z)
-    best = [step["index"] for step in steps if step["taken"]]
-    candidates = {"default": default_templates(data.type), "best": [pool[best[0]]], "ensemble": [pool[i] for i in best], "all": pool}
-    logits, test, together = {}, {}, clusters(images["test"])
-    for name, captions in candidates.items():  # embedded anew, as zero_shot.py will do it: 16 bits round by the batch
-        embeddings = class_embeddings(model, data.words, captions, data.type)
-        logits[name] = x["test"].cpu() @ embeddings.T
-        test[name] = evaluate(logits[name], images["test"].labels, data.classes, together)
+        rows.append({"template": template, **row})
+    return rows
 
-    print_setup(data, model, images)
-    print(
-        f"{counted(len(pool), 'template')} on {counted(len(y[split]), f'{split} image')}, the best of them (top-1 ± standard error, top-5)"
-    )
-    for row in sorted(templates, key=lambda row: -row["top1"])[:10]:
+
+def print_choice(ranked, steps, pool, images):
+    """The ten best templates, on `images` in words, and how the ensemble grew."""
+    print(f"{counted(len(pool), 'template')} on {images}, the best of them (top-1 ± standard error, top-5)")
+    for row in sorted(ranked, key=lambda row: -row["top1"])[:10]:
         print(f"  {row['top1']:.3f} ± {row['se']:.3f}   {row['top5']:.3f}   {row['template']}")
     print("chosen one after the other (top-1, gain ± its standard error)")
     for step in steps:
@@ -159,13 +110,44 @@ def main():
         print(f"  {step['top1']:.3f}   {gain:14}   {pool[step['index']]}{end}")
         if step["equals"]:
             print(f"  {'':22}   as good, and passed over for it: {some([pool[i] for i in step['equals']])}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, "data model weights act type classnames groups seed device precision batch out")
+    parser.add_argument("--templates", metavar="FILE", help="choose among those of a .json or text file (a pool of our own)")
+    args = parser.parse_args()
+
+    # the templates that there are to choose from, and the images that choose
+    data, model = load(args, union=True)
+    pool, chosen_with = [form for t in POOL for form in ((t, with_type(t)) if data.type else (t,))], 0
+    if args.templates:
+        pool, chosen_with = read_templates([args.templates], data.type)
+        pool = list(dict.fromkeys(pool))
+    split = "val" if data.splits.get("val") else "train"
+    if len(data.files(split)) < 2:
+        fail(f"--data {args.data}: one {split} image can choose nothing; add more")
+    z = model.classifier(data.words, pool, data.type, each=True)  # (T, C, E)
+    images = data.images(model.size, [split, "test"])
+    (x, y), (x_test, y_test) = (model.features(i) for i in images.values())
+    x, x_test = F.normalize(x, dim=1), F.normalize(x_test, dim=1)
+
+    # each on its own, then together while that helps
+    ranked, steps = rank(x, y, z, pool), select(x, y, z)
+    best = [step["index"] for step in steps if step["taken"]]
+    print_choice(ranked, steps, pool, counted(len(y), f"{split} image"))
+
+    # what it comes to on test images; embedded anew, as zero_shot.py will do it: 16 bits round by the batch
+    candidates = {"default": data.templates, "best": [pool[best[0]]], "ensemble": [pool[i] for i in best], "all": pool}
     names = {"default": "default", "best": "best single", "ensemble": f"ensemble of {len(best)}", "all": f"all {len(pool)}"}
-    print("test: " + ", ".join(f"{names[n]} {m['top1']:.3f} ({m['top1_ci95'][0]:.3f} to {m['top1_ci95'][1]:.3f})" for n, m in test.items()))
-    if args.out:
-        metrics = {"templates": templates, "ensemble": [pool[i] for i in best]}
-        metrics["test"] = {name: m["top1"] for name, m in test.items()}
-        metrics["test_ci95"] = {name: m["top1_ci95"] for name, m in test.items()}
-        write_result(args.out, args, data, model, images, metrics, started, logits["ensemble"], len(y[split]) + chosen_with, steps)
+    logits = {name: x_test @ model.classifier(data.words, templates, data.type).T for name, templates in candidates.items()}
+    tested = {name: evaluate(logits[name], y_test, data.classes, images["test"].clusters) for name in candidates}
+    told = ("{} {:.3f} ({:.3f} to {:.3f})".format(names[name], m["top1"], *m["top1_ci95"]) for name, m in tested.items())
+    print(f"test: {', '.join(told)}")
+    print(f"all that follows is of the {names['ensemble']}")
+    metrics = {"templates": ranked, "ensemble": candidates["ensemble"], **tested["ensemble"]}
+    metrics["candidates"] = {name: {key: m[key] for key in ("top1", "top1_ci95")} for name, m in tested.items()}
+    report(args, data, model, images, metrics, "chosen prompts", logits["ensemble"], len(y) + chosen_with, history=steps)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ no files: every script enlarges small pictures on the device. Copy this file and
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -30,44 +29,36 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common import (
-    Folder,
     Model,
     add_flags,
     at_least,
     atomic,
-    class_folders,
     code_version,
     counted,
-    default_model,
     digest,
+    ending,
     fail,
     file_sha256,
-    find_splits,
     fit,
+    half_epochs,
     hold_out,
     image_sizes,
     input_size,
     load_data,
-    load_images,
     load_model,
-    model_name,
     native_size,
-    not_the_image,
     pick_device,
     progress,
     read_checkpoint,
     read_json,
-    read_metadata,
-    read_state_dict,
-    replacing,
+    read_rgb,
+    read_weights,
+    report,
     save_weights,
     some,
-    to_json,
-    to_rgb,
     upsample,
-    weights_file,
     why,
-    write_result,
+    write_json,
 )
 
 SCALE = 4
@@ -282,7 +273,9 @@ def draw_grid(file, rows, title):
     fig.savefig(file, format="png", dpi=100)
 
 
-# ---- the three commands, which are main()'s and alone touch common ----------------------------------------------------
+# =======================================================================================================================
+# From here on the three commands, which are main()'s and alone touch common
+# =======================================================================================================================
 
 
 def as_model(net, name, size, device, dtype, sha256=""):
@@ -290,48 +283,47 @@ def as_model(net, name, size, device, dtype, sha256=""):
     mean, std = IMAGENET if net.tanh else ((0.0,) * 3, (1.0,) * 3)
     net.to(device, memory_format=torch.channels_last)
     width = net.conv1[0].out_channels
-    return Model(f"{name}-{len(net.res_blocks)}x{width}", net, None, size, mean, std, width, sha256, device, dtype, features=f"x{SCALE}")
+    return Model(f"{name}-{len(net.res_blocks)}x{width}", net, None, size, mean, std, width, sha256, device, dtype, kind=f"x{SCALE}")
 
 
-def train(args, device, dtype, started):
+# ---- train --------------------------------------------------------------------------------------------------------------
+
+
+def training_images(args):
+    """(Data, {"train": Images, "val": Images}, side of the squares to train on, side of whole pictures to validate with)."""
     data = load_data(args.data, seed=args.seed, union=True, groups=args.groups)
     sizes = image_sizes(data, data.files("train"))
-    side = native_size(sizes) or short_side(sizes)
-    images = hold_out({s: load_images(data, s, side) for s in ("train", "val") if data.splits.get(s)}, args.seed)
-    learn, val = images["train"], images["val"]
-    if not len(val.rows):
-        fail(f"--data {args.data}: one training image a class, none can be held out to validate with")
-    size, whole = min(SIDE, learn.pixels.shape[1]) // SCALE * SCALE, val.pixels.shape[1] // SCALE * SCALE
+    splits = [split for split in ("train", "val") if data.splits.get(split)]
+    images = hold_out(data.images(native_size(sizes) or short_side(sizes), splits), args.seed)
+    side = images["train"].pixels.shape[1]
+    size, whole = min(SIDE, side) // SCALE * SCALE, images["val"].pixels.shape[1] // SCALE * SCALE
     if min(size, whole) < 2 * SCALE:
-        fail(f"--data {args.data}: images of {learn.pixels.shape[1]} px are too small to be reduced, {2 * SCALE} are needed")
+        fail(f"--data {args.data}: images of {side} px are too small to be reduced, {2 * SCALE} are needed")
     if args.adversarial and size < 32:  # the discriminator reduces 16 times
         fail(f"--data {args.data}: images of {size} px are too small for a discriminator, 32 are needed; give --adversarial 0")
+    return data, images, size, whole
 
-    torch.manual_seed(args.seed)
-    generator, critic = Generator(args.blocks, args.width), Discriminator(args.width)
-    model = as_model(generator, "srgan", size, device, dtype)
-    critic.to(device, memory_format=torch.channels_last)
-    vgg = load_model("vgg19", args.device, precision=args.precision) if args.content == "vgg" else None
 
-    def reduced(high):
-        return high, upsample(high, high.shape[2] // SCALE)
+def reduced(high):
+    """(high, low): pictures (B, 3, 4h, 4w), and the same reduced."""
+    return high, upsample(high, high.shape[2] // SCALE)
 
-    def load(rows, epoch):
-        crops = [crop(learn.pixels[learn.rows[row]], size, [args.seed, epoch, row]) for row in rows]
-        return reduced(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
 
-    sample = val.take(np.linspace(0, len(val.rows) - 1, min(len(val.rows), VALIDATE)).round().astype(int))
+def pixel_step(generator, model):
+    """The step for `fit` on pixels alone: (mean absolute difference, PSNR)."""
 
-    def validate():
-        batches = (reduced(high[:, :, :whole, :whole]) for high in sample.batches(args.batch))
-        return torch.cat([psnr(restore(model, low), high.to(device)) for high, low in batches]).mean().item()
-
-    def pixel(batch):
+    def step(batch):
         high, low = batch
         fake = generator(model.normalise(low)).float()
         return F.l1_loss(fake, high / 255), psnr(255 * fake.detach(), high).mean()
 
-    def adversarial(batch):
+    return step
+
+
+def adversarial_step(generator, critic, model, vgg=None):
+    """The step against the discriminator `critic`: content, of pixels or of VGG's features, and both sides' adversarial loss."""
+
+    def step(batch):
         high, low = batch
         real, fake = high / 255, generator(model.normalise(low)).float()
         if vgg:  # features of its last convolution after activation, scaled as in the paper
@@ -342,76 +334,112 @@ def train(args, device, dtype, started):
         judged, fooled = adversarial_losses(critic, real, fake)
         return content + ADVERSARIAL * fooled + judged, psnr(255 * fake.detach(), high).mean()
 
-    names = ("content", "blocks", "width", "batch", "epochs", "lr", "seed")
-    about = {f"--{name}": getattr(args, name) for name in names} | {"device": device.type, "precision": str(dtype)}
-    about["files"] = digest([data.fingerprint, learn.paths, val.paths])
-    both = nn.ModuleDict({"generator": generator, "critic": critic})
-    stages = {"pixel": (pixel, generator, args.epochs, args.lr, about)}
+    return step
+
+
+def plan(args, generator, model, depends):
+    """{stage: (step, what it trains, epochs, learning rate, checkpoint, what its numbers depend on)}; checks the checkpoints."""
+    stages = {"pixel": (pixel_step(generator, model), generator, args.epochs, args.lr, depends)}
     if args.adversarial:
-        stages["srgan"] = (adversarial, both, args.adversarial, args.lr / 10, about | {"--adversarial": args.adversarial})
-    checkpoints = {name: Path(args.save).with_suffix(f".{name}.ckpt") for name in stages}
-    for name, checkpoint in checkpoints.items():  # both of them before hours go into the first
+        critic = Discriminator(args.width).to(model.device, memory_format=torch.channels_last)
+        both = nn.ModuleDict({"generator": generator, "critic": critic})
+        vgg = load_model("vgg19", args.device, precision=args.precision) if args.content == "vgg" else None
+        step = adversarial_step(generator, critic, model, vgg)
+        stages["srgan"] = (step, both, args.adversarial, args.lr / 10, depends | {"--adversarial": args.adversarial})
+    for name, (*how, about) in stages.items():  # both of them before hours go into the first
+        checkpoint = Path(args.save).with_suffix(f".{name}.ckpt")
         if args.restart:
             checkpoint.unlink(missing_ok=True)
-        read_checkpoint(checkpoint, stages[name][-1])
+        read_checkpoint(checkpoint, about)
+        stages[name] = (*how, checkpoint, about)
+    return stages
 
-    print(f"{data.name}: {len(learn.rows):,} train, {len(val.rows):,} val images of {learn.pixels.shape[1]} px, crops of {size} px")
+
+def train(args, device, dtype):
+    data, images, size, whole = training_images(args)
+    learn, val = images["train"], images["val"]
+    torch.manual_seed(args.seed)
+    generator = Generator(args.blocks, args.width)
+    model = as_model(generator, "srgan", size, device, dtype)
+    names = ("content", "blocks", "width", "batch", "epochs", "lr", "seed")
+    depends = {f"--{name}": getattr(args, name) for name in names} | {"device": device.type, "precision": str(dtype)}
+    depends["files"] = digest([data.fingerprint, learn.paths, val.paths])
+    stages = plan(args, generator, model, depends)
+
+    def load(rows, epoch):
+        squares = [crop(learn[[row]][0].permute(1, 2, 0).numpy(), size, [args.seed, epoch, row]) for row in rows]
+        return reduced(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
+
+    sample = val.take(np.linspace(0, len(val) - 1, min(len(val), VALIDATE)).round().astype(int))
+
+    def validate():
+        batches = (reduced(high[:, :, :whole, :whole]) for high in sample.batches(args.batch))
+        return torch.cat([psnr(restore(model, low), high.to(device)) for high, low in batches]).mean().item()
+
     million = sum(p.numel() for p in generator.parameters()) / 1e6
     print(f"{model.name}: {million:.2f} M parameters, {device} {str(dtype).removeprefix('torch.')}", end="; ")
-    print(f"{args.epochs} + {args.adversarial} epochs of {-(-len(learn.rows) // args.batch)} steps of {args.batch} crops")
+    steps = -(-len(learn) // args.batch)
+    print(f"{args.epochs} + {args.adversarial} epochs of {steps} steps of {args.batch} crops of {size} px")
     kept, history, metrics = {}, [], {"steps": {}, "val_psnr": {}, "seconds_per_step": {}}
-    for name, (step, net, epochs, lr, depends) in stages.items():
-        groups = [{"params": [*net.parameters()], "lr": lr, "weight_decay": 0.0}]
-        loop = {"seed": args.seed, "checkpoint": checkpoints[name], "about": depends, "what": f"{model.name} {name}"}
-        rows, best, seconds = fit(net, groups, load, step, validate, len(learn.rows), args.batch, epochs, device, dtype, **loop)
+    for name, (step, net, epochs, lr, checkpoint, about) in stages.items():
+        torch.manual_seed(args.seed)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0, fused=True)
+        legs = half_epochs(load, len(learn), args.batch, epochs, args.seed)
+        rows, best = fit(net, optimizer, legs, step, validate, model, checkpoint, about)
         chosen = rows[-1]  # adversarial training gives PSNR away on purpose: its last step counts
         if name == "pixel":  # the best on validation
             chosen = max(rows, key=lambda row: row["val"])
             generator.load_state_dict(best, strict=False)
         kept |= {f"{name}.{key}": tensor.clone() for key, tensor in generator.state_dict().items()}
         history += [{"stage": name, **row} for row in rows]
-        metrics["steps"][name], metrics["seconds_per_step"][name] = chosen["step"], seconds
+        metrics["steps"][name], metrics["seconds_per_step"][name] = chosen["step"], rows[-1]["busy"] / rows[-1]["step"]
         metrics["val_psnr"] |= {"bicubic": history[0]["val"], name: chosen["val"]}
     print("validation PSNR " + ", ".join(f"{name} {value:.2f} dB" for name, value in metrics["val_psnr"].items()))
     if not metrics["steps"]["pixel"]:
         print("note: no epoch on pixels was better than bicubic, from where all else then starts; try more epochs")
     print("steps           " + ", ".join(f"{name} {value:,}" for name, value in metrics["steps"].items()))
-    told = {"steps": json.dumps(metrics["steps"]), "data": data.name, "content": args.content, "seed": str(args.seed)}
+
+    told = {"steps": metrics["steps"], "data": data.name, "content": args.content, "seed": args.seed}
     told |= {"files": data.fingerprint, "test": digest([row[0] for row in data.files("test")])}
-    save_weights(kept, args.save, told)
+    save_weights(args.save, kept, told)
     print(f"saved {args.save}")
-    if args.out:
-        model.sha256 = file_sha256(args.save)
-        write_result(args.out, args, data, model, images, metrics, started, history=history)
-    for checkpoint in checkpoints.values():  # last: until here a run that ends too early loses nothing
+    model.sha256 = file_sha256(args.save)
+    report(args, data, model, images, metrics, history=history)
+    for *_, checkpoint, _ in stages.values():  # last: until here a run that ends too early loses nothing
         checkpoint.unlink(missing_ok=True)
 
 
-def evaluate(args, models, data, started):
-    told, test = read_metadata(args.weights), data.files("test")
+# ---- eval ---------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(args, models, told):
+    data = load_data(args.data, seed=args.seed, union=True, groups=args.groups)
+    test = data.files("test")
     if told.get("files") == data.fingerprint and told["test"] != digest([row[0] for row in test]):
         fail(f"--seed {args.seed}: holds out other test images than training did, which has seen some of them; say --seed {told['seed']}")
     sizes = image_sizes(data, test)
-    images = load_images(data, "test", native_size(sizes) or short_side(sizes))
+    images = data.images(native_size(sizes) or short_side(sizes), ["test"])["test"]
     size = images.pixels.shape[1] // SCALE * SCALE
     if size < 12:
         fail(f"--data {args.data}: images of {images.pixels.shape[1]} px are too small to compare, 12 are needed")
+    print(f"each of {size} px, reduced to {size // SCALE} px and restored")
+
+    # every picture by every method, and five of them kept to look at
     scores = {measure: {name: [] for name in ("bicubic", *models)} for measure in ("psnr", "ssim")}
-    shown = np.random.default_rng(args.seed).permutation(len(images.rows))[:5]
+    shown = np.random.default_rng(args.seed).permutation(len(images))[:5]
     last = "srgan" if "srgan" in models else "pixel"
     columns = {title: [] for title in ("low", "bicubic", last.replace("srgan", "SRGAN"), "original")}
-    batches = progress(images.batches(args.batch), "restoring", "batch", -(-len(images.rows) // args.batch))
-    for start, high in zip(range(0, len(images.rows), args.batch), batches):
-        high = high[:, :, :size, :size]
-        low = upsample(high, size // SCALE)
+    batches = progress(images.batches(args.batch), "restoring", "batch", -(-len(images) // args.batch))
+    for start, high in zip(range(0, len(images), args.batch), batches):
+        high, low = reduced(high[:, :, :size, :size])
         restored = {"bicubic": upsample(low, size)} | {name: restore(model, low).cpu() for name, model in models.items()}
         for name, pictures in restored.items():
             scores["psnr"][name] += psnr(pictures, high).tolist()
             scores["ssim"][name] += ssim(pictures, high).tolist()
         for column, x in zip(columns.values(), (low, restored["bicubic"], restored[last], high)):
             column += [x[i - start].permute(1, 2, 0).numpy() for i in shown if start <= i < start + len(high)]
-    metrics = {"steps": json.loads(told["steps"])} if "steps" in told else {}
-    print(f"{data.name}: {counted(len(images.rows), 'test image')} of {size} px, reduced to {size // SCALE} px and restored")
+
+    metrics = {"steps": told["steps"]} if "steps" in told else {}
     for measure, lists in scores.items():
         values = {name: np.array(numbers) for name, numbers in lists.items()}
         values |= {f"difference{'_pixel' * (name == 'pixel')}": values[name] - values["bicubic"] for name in models}
@@ -429,30 +457,19 @@ def evaluate(args, models, data, started):
             rows = {f"{name}\n{measured[name.lower()]}": pictures for name, pictures in columns.items()}
             draw_grid(temporary, rows, f"{data.name}: test pictures, PSNR as mean of all {len(images.rows):,}")
         print(f"drew {args.grid}")
-    if args.out:
-        arrays = {title.lower(): np.stack(column) for title, column in columns.items()}
-        write_result(args.out, args, data, models[last], {"test": images}, metrics, started, arrays=arrays)
+    report(args, data, models[last], {"test": images}, metrics)
 
 
-def apply(args, models, data, started):
-    if args.generator not in models:
-        fail(f"--generator {args.generator}: {args.weights} holds no such generator, only: {', '.join(models)}")
-    model = models[args.generator]
-    args.size = args.size or input_size(model_name(args.model or default_model(args.data)))
-    to = Path(args.to or f"data/{data.name}-srgan")
-    there, here = to.resolve(), data.root.resolve()
-    if there == here or there in here.parents or here in there.parents:
-        fail(f"--to {to}: is the folder of --data, or lies in it, or around it; name another one")
-    rows = [row for files in data.splits.values() for row in files]
-    targets = {row[0]: Path(row[0]).with_suffix(".png") for row in rows}
-    if clash := [f"{a} and {b}" for (a, x), (b, y) in pairwise(sorted(targets.items(), key=lambda t: t[1])) if x == y]:
-        fail(f"--data {data.root}: these would get one name: {some(clash, 3)}; rename one of each")
+# ---- apply --------------------------------------------------------------------------------------------------------------
 
-    # until it is whole it lies beside under a hidden name, so that no script takes half of the pictures for all
+
+def begun(args, data, model, to):
+    """(folder to work in, what it says of itself, whether it is the whole one already): a data set that is made is `to`; until
+    it is whole it lies beside under a hidden name, so that no script takes half of the pictures for all."""
     part = to.with_name(f".{to.name}-unfinished")
-    folder = to if os.path.lexists(to) else part
     about = {"data": data.name, "files": data.fingerprint, "weights": model.sha256, "--generator": args.generator, "--size": args.size}
     about |= {"--dialect": args.dialect, "device": model.device.type, "precision": str(model.dtype).removeprefix("torch.")}
+    folder = to if os.path.lexists(to) else part
     mark = folder / "upsample.json"
     found = read_json(mark) if mark.is_file() else {}
     found = found if isinstance(found, dict) and isinstance(found.get("about"), dict) else {"about": {}}
@@ -460,59 +477,58 @@ def apply(args, models, data, started):
     if found["about"] and other and args.restart:
         for stale in [f for f in (to, part) if f.is_dir()]:
             shutil.rmtree(stale)
-        folder, found, other = part, {"about": {}}, []
+        return part, {"about": about}, False
     if os.path.lexists(folder) and other:
         what = f"made with other {', '.join(other)} (--restart makes it anew)" if found["about"] else "was not made by this script"
         fail(f"{folder}: {what}; delete it, or name another folder by --to")
-    done = {name for name, target in targets.items() if (folder / target).exists()}
-    skipped = found.get("skipped", [])
-    if folder == to and len(done) + len(skipped) == len(rows):
-        with suppress(OSError):
-            mark.touch()  # for make: it is as new as what it was made from
-        return print(f"{to}: complete, nothing to do")
-    if folder == to:  # somebody has taken pictures out of it
-        os.replace(to, part)
-    if not found["about"]:
-        with replacing(part / "upsample.json") as temporary:
-            temporary.write_text(to_json({"about": about}), encoding="utf-8")
+    return folder, found if found["about"] else {"about": about}, folder == to
+
+
+def prepare(part, data, told):
+    """The folders of all classes, also of those without pictures, and what else belongs to the data set."""
+    part.mkdir(parents=True, exist_ok=True)
+    write_json(part / "upsample.json", told)
     for stale in part.rglob(".*.png"):  # what a kill while writing has left
         stale.unlink()
-    folders = find_splits(Folder(data.root))
-    for c in [c for split in folders.values() for c in class_folders(split)]:
-        (part / c.path.relative_to(data.root)).mkdir(parents=True, exist_ok=True)
+    for place in [place for places in data.folders.values() for place in places]:
+        (part / place).mkdir(parents=True, exist_ok=True)
     if (names := data.root / "classnames.json").is_file():
         shutil.copy(names, part)
-    todo = [row for row in rows if row[0] not in done]
+
+
+def in_batches(data, todo, size):
+    """Batches of at most `size` of the files, those of a picture's size together."""
     groups = {}
-    for row, size in zip(todo, image_sizes(data, todo)):
-        groups.setdefault(size, []).append(row)
-    batches = [group[i : i + args.batch] for group in groups.values() for i in range(0, len(group), args.batch)]
-    before = f", {len(done):,} of them done before" if done else ""
-    print(f"{data.name}: {counted(len(rows), 'image')}{before}; by {model.name} on {model.device}, short side to {args.size} px")
+    for row, shape in zip(todo, image_sizes(data, todo)):
+        groups.setdefault(shape, []).append(row)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def enlarge(args, data, model, part, targets, todo):
+    """Write the pictures of `todo` to their targets below `part`: ([(name, why not)] of what cannot be decoded, how many were copied)."""
 
     def decode(row):
         try:
-            with Image.open(data.root / row[0]) as image:
-                pixels = np.asarray(to_rgb(image))
-            if pixels.size == 3:
-                raise ValueError("1 x 1 px hold nothing to enlarge")
-            return pixels
-        except Exception as error:
+            pixels = np.asarray(read_rgb(data.root / row[0]))
+            return pixels if pixels.size > 3 else ValueError("1 x 1 px hold nothing to enlarge")
+        except (ValueError, OSError, MemoryError) as error:
             return error
 
     def save(row, pixels):
-        with replacing(part / targets[row[0]]) as temporary:
-            Image.fromarray(pixels).save(temporary, "PNG")
+        target = part / targets[row[0]]
+        temporary = target.with_name(f".{target.name}")
+        Image.fromarray(pixels).save(temporary, "PNG")
+        os.replace(temporary, target)
 
-    skipped, copied, behind, began = [], 0, [], time.time()
+    batches, skipped, copied, behind = in_batches(data, todo, args.batch), [], 0, []
     with ThreadPoolExecutor() as pool, progress(None, "upsampling", "img", len(todo)) as bar:
         for batch, pictures in zip(batches, read_ahead(pool, decode, batches)):
             shapes = {}
             for row, picture in zip(batch, pictures):
-                if isinstance(picture, Exception) and not_the_image(picture):
-                    fail(f"{data.root / row[0]}: {why(picture)}; the same command goes on from here")
-                if isinstance(picture, Exception):
+                if isinstance(picture, ValueError):
                     skipped.append((row[0], why(picture)))
+                elif isinstance(picture, Exception):
+                    fail(f"{data.root / row[0]}: {why(picture)}; the same command goes on from here")
                 else:
                     shapes.setdefault(picture.shape[:2], []).append((row, picture))
             for (height, width), members in shapes.items():
@@ -527,33 +543,71 @@ def apply(args, models, data, started):
                 bar.update(len(x))
         for future in behind:
             future.result()
-    seconds = time.time() - began
+    return skipped, copied
+
+
+def apply(args, models, told):
+    data = load_data(args.data, union=True)
+    if args.generator not in models:
+        fail(f"--generator {args.generator}: {args.weights} holds no such generator, only: {', '.join(models)}")
+    model = models[args.generator]
+    args.size = args.size or input_size(args.model, args.data)
+    to = Path(args.to or f"data/{data.name}-srgan")
+    there, here = to.resolve(), data.root.resolve()
+    if there == here or there in here.parents or here in there.parents:
+        fail(f"--to {to}: is the folder of --data, or lies in it, or around it; name another one")
+    rows = [row for files in data.splits.values() for row in files]
+    targets = {row[0]: Path(row[0]).with_suffix(".png") for row in rows}
+    if clash := [f"{a} and {b}" for (a, x), (b, y) in pairwise(sorted(targets.items(), key=lambda t: t[1])) if x == y]:
+        fail(f"--data {data.root}: these would get one name: {some(clash, 3)}; rename one of each")
+
+    # what is missing
+    folder, said, whole = begun(args, data, model, to)
+    todo = [row for row in rows if not (folder / targets[row[0]]).exists()]
+    if whole and len(todo) == len(said.get("skipped", [])):
+        with suppress(OSError):
+            (folder / "upsample.json").touch()  # for make: it is as new as what it was made from
+        return print(f"{to}: complete, nothing to do")
+    part = to.with_name(f".{to.name}-unfinished")
+    if whole:  # somebody has taken pictures out of it
+        os.replace(to, part)
+    prepare(part, data, said)
+    before = f", {len(rows) - len(todo):,} of them done before" if len(todo) < len(rows) else ""
+    print(f"{data.name}: {counted(len(rows), 'image')}{before}; by {model.name} on {model.device}, short side to {args.size} px")
+    began = time.time()
+    skipped, copied = enlarge(args, data, model, part, targets, todo)
+    rate = (len(todo) - len(skipped)) / (time.time() - began)
+
+    # what it has come to
     for name, reason in skipped:
         print(f"note: skipped {data.root / name}: {reason}")
     if len(skipped) == len(rows):
         fail(f"--data {data.root}: no image can be decoded")
-    if skipped and "test" not in folders:
+    if skipped and "test" not in data.folders:
         print("note: no test folder: without the skipped images other ones will be held out than of the source; remove them there too")
     if copied:
         print(f"note: {counted(copied, 'image')} of {args.size} px or more: copied as they are")
-    written = len(todo) - len(skipped)
-    record = {"about": about, "args": vars(args), "images": len(done) + written, "skipped": skipped, "copied": copied}
-    record |= {"torch": torch.__version__, "code": code_version(), "seconds": round(time.time() - started, 2)}
-    with replacing(part / "upsample.json") as temporary:
-        temporary.write_text(to_json(record), encoding="utf-8")
+    given = {key: value for key, value in vars(args).items() if key != "began"}
+    record = {"about": said["about"], "args": given, "images": len(rows) - len(skipped), "skipped": skipped, "copied": copied}
+    record |= {"torch": torch.__version__, "code": code_version(), "seconds": round(time.time() - args.began, 2)}
+    write_json(part / "upsample.json", record)
     os.replace(part, to)
     more = f", {counted(len(skipped), 'image')} skipped" if skipped else ""
-    print(f"wrote {to}: {counted(written, 'image')}{more}, {written / seconds:.1f} images/s")
+    print(f"wrote {to}: {counted(len(todo) - len(skipped), 'image')}{more}, {rate:.1f} images/s")
 
 
-def main():
+# ---- command line -------------------------------------------------------------------------------------------------------
+
+
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True)
     training = tasks.add_parser("train", help="train a generator on crops of the training images")
     applying = tasks.add_parser("apply", help="write an enlarged copy of a data set")
     evaluating = tasks.add_parser("eval", help="reduce the test images, restore them and compare")
     add_flags(training, "data groups seed device precision out")
-    training.add_argument("--save", required=True, metavar="FILE.safetensors", help="keep both generators here")
+    save = ending(".safetensors")
+    training.add_argument("--save", required=True, type=save, metavar="FILE.safetensors", help="keep both generators here")
     training.add_argument("--content", choices=("pixel", "vgg"), default="pixel", help="what the adversarial stage keeps (%(default)s)")
     training.add_argument("--blocks", type=at_least(1), default=16, help="residual blocks (%(default)s)")
     training.add_argument("--width", type=at_least(1), default=64, help="channels (%(default)s)")
@@ -578,30 +632,30 @@ def main():
     applying.add_argument("--to", metavar="FOLDER", help="write them here (data/NAME-srgan)")
     evaluating.add_argument("--grid", metavar="FILE", help="draw some of the pictures as PNG (none)")
     args = parser.parse_args()
-    started = time.time()
+    if args.task == "train" and not 0 < args.lr < 1:
+        training.error("--lr must lie in 0 to 1")
+    if args.task == "train" and args.content == "vgg" and not args.adversarial:
+        training.error("--content vgg is for the adversarial stage: --adversarial 0 leaves it out")
+    return args
+
+
+def main():
+    args = arguments()
     device, dtype = pick_device(args.device, args.precision)
     if args.task == "train":
-        if not args.save.endswith(".safetensors"):
-            training.error(f"--save {args.save}: must end in .safetensors")
-        if not 0 < args.lr < 1:
-            training.error("--lr must lie in 0 to 1")
-        if args.content == "vgg" and not args.adversarial:
-            training.error("--content vgg is for the adversarial stage: --adversarial 0 leaves it out")
-        return train(args, device, dtype, started)
+        return train(args, device, dtype)
 
-    path = weights_file("srgan", args.weights)
-    sha256 = file_sha256(path)
+    told, state = read_weights(args.weights)
     try:
-        nets = build(read_state_dict(path, sha256), args.dialect)
+        nets = build(state, args.dialect)
     except ValueError as error:
-        fail(f"--weights {path}: {why(error)}")
-    models = {name: as_model(fold(net), name, 0, device, dtype, sha256) for name, net in nets.items()}
+        fail(f"--weights {args.weights}: {why(error)}")
+    models = {name: as_model(fold(net), name, 0, device, dtype, file_sha256(args.weights)) for name, net in nets.items()}
     if args.dialect:
         low, high = (255 * (np.array(IMAGENET[0]) + sign * np.array(IMAGENET[1])) for sign in (-1, 1))
         print(f"note: after tanh and de-normalising no value is below {low.min():.0f} or above {high.max():.0f} of 255: white turns grey")
-    data = load_data(args.data, seed=getattr(args, "seed", 0), union=True, groups=getattr(args, "groups", None))
     try:
-        {"apply": apply, "eval": evaluate}[args.task](args, models, data, started)
+        {"apply": apply, "eval": evaluate}[args.task](args, models, told)
     except OSError as error:
         fail(f"{error.filename or args.data}: {why(error)}; what is finished is kept, the same command goes on")
 

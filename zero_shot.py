@@ -9,33 +9,11 @@ Copy this file and common.py to use it elsewhere.
 
 import argparse
 import textwrap
-import time
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
-from common import (
-    add_flags,
-    atomic,
-    class_embeddings,
-    clusters,
-    counted,
-    default_model,
-    embed_captions,
-    evaluate,
-    features,
-    finite,
-    load_data,
-    load_images,
-    load_model,
-    print_metrics,
-    print_ranking,
-    print_setup,
-    read_pictures,
-    read_templates,
-    write_result,
-)
+from common import add_flags, atomic, counted, evaluate, load, load_model, name_pictures, report
 
 GREEN, RED = "#1a7f37", "#c62828"
 
@@ -79,44 +57,36 @@ def main():
     parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures instead of --data")
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="captions for --images, used as they are")
     args = parser.parse_args()
-    started = time.time()
     if (args.images is None) != (args.labels is None):
         parser.error("--images and --labels belong together")
     if args.images and (args.out or args.grid):
         parser.error("--images only prints: --out and --grid need --data")
 
+    # any pictures, any labels
     if args.images:
-        model = load_model(args.model or default_model(""), args.device, args.weights, args.precision, args.act)
-        z = embed_captions(model, args.labels)
-        pictures = read_pictures(args.images, model.size)
-        x = torch.cat([model.encode_image(batch) for batch in pictures.split(args.batch or model.batch)]).cpu()
-        finite(x, model, "features")
-        return print_ranking(args.images, args.labels, zero_shot(x, z, model.logit_scale).softmax(1))
+        model = load_model(args.model or "ViT-B/32", args.device, args.weights, args.precision, args.act, batch=args.batch)
+        z = model.embed(args.labels)
+        return name_pictures(model, args.images, lambda x: zero_shot(x, z, model.logit_scale), args.labels)
 
-    # what can be mistyped first, what may be downloaded afterwards
-    data = load_data(args.data, args.classnames, args.type, args.seed, union=True, groups=args.groups)
-    args.type, (args.prompts, labels_used) = data.type, read_templates(args.prompts, data.type)
-    args.model = args.model or default_model(args.data)
-    model = load_model(args.model, args.device, args.weights, args.precision, args.act)
-    z = class_embeddings(model, data.words, args.prompts, data.type)
-    images = load_images(data, args.split, model.size)
-    x, labels = features(model, images, args.batch)
+    # each image takes the class whose captions lie nearest; a class needs no training images (union)
+    data, model = load(args, union=True)
+    z = model.classifier(data.words, data.templates, data.type)
+    splits = data.images(model.size, [args.split])
+    images = splits[args.split]
+    x, labels = model.features(images)
     logits = zero_shot(x, z, model.logit_scale)
-    m = evaluate(logits, labels, data.classes, clusters(images))
+    more = " ..." if len(data.templates) > 1 else ""
+    print(f"{counted(len(data.templates), 'prompt')}: {data.templates[0].replace('{type}', data.type)}{more}")
+    metrics = evaluate(logits, labels, data.classes, images.clusters)
+    report(args, data, model, splits, metrics, "zero-shot", logits, labels_used=data.chosen_with)
 
-    print_setup(data, model, {args.split: images})
-    more = " ..." if len(args.prompts) > 1 else ""
-    print(f"{counted(len(args.prompts), 'prompt')}: {args.prompts[0].replace('{type}', data.type)}{more}")
-    print_metrics(m)
     if args.grid:
-        pick = np.random.default_rng(args.seed).permutation(len(labels))[:16]
-        guess, true = logits.numpy().argmax(1)[pick], labels[pick]
+        pick = np.random.default_rng(args.seed).permutation(len(images))[:16]
+        predicted, true = ([data.classes[i] for i in y[pick].tolist()] for y in (logits.argmax(1), labels))
         with atomic(args.grid) as temporary:
-            title = f"{data.name}: zero-shot, {model.name}, accuracy {m['top1']:.3f}; predicted (true)"
-            draw_grid(temporary, images.pixels[images.rows[pick]], [data.classes[i] for i in guess], [data.classes[i] for i in true], title)
+            title = f"{data.name}: zero-shot, {model.name}, accuracy {metrics['top1']:.3f}; predicted (true)"
+            draw_grid(temporary, images[pick].permute(0, 2, 3, 1).numpy(), predicted, true, title)
         print(f"drew {args.grid}")
-    if args.out:
-        write_result(args.out, args, data, model, {args.split: images}, m, started, logits, labels_used)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,25 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
-from common import HOLDOUT, counted, embed_captions, image_sizes, load_data, load_model, pick_device, read_image
+from common import counted, image_sizes, load_data, load_model, pick_device, read_rgb
 from linear_probe import ENOUGH, MOST, logistic_regression
 from prompts import POOL
 
-# counted in runs on 12 and 100 sports, birds, simpsons, fruits360 and toy pictures
-EVALUATIONS = 130  # of the loss in the sweep of a probe, times the root of the images a class: 31 to 168
-FEW_SHOT = 0.5  # of the time of a sweep takes few_shot.py, with captions three times as long: .2 to 1.3
-CHOOSING = 8  # times that prompts.py goes over its templates
-STEP = 5  # passes that a step of finetune.py costs: toy-ViT 4.3, toy-RN 3.6, squeezenet1_1 3.8, mobilenet_v2 6.5
-FROZEN = 2.2  # and one that trains the head only: toy-ViT 2.0, toy-RN 2.4
-PIXEL, ADVERSARIAL = 6, 12  # passes that a step of upsample.py costs: 5.5 to 6.5 on pixels, twice as many against a discriminator
+# counted and timed in runs on 12 and 100 sports, birds, simpsons, fruits360 and toy pictures, on a CPU
+EVALUATIONS = 130  # of the loss in the sweep of a probe, times the root of the images a class: 97 to 201, of simpsons 14 and 49
+FEW_SHOT = 0.5  # of the time of a sweep takes few_shot.py, with captions three times as long: .2 to 1.3, of simpsons 3.4
+CHOOSING = 5  # times that prompts.py goes over its templates: 3 and 4 with those of the toys
+STEP = 5  # passes that a step of finetune.py costs: toy-ViT 4.1, toy-RN 5.0, squeezenet1_1 3.8, mobilenet_v2 6 to 7
+FROZEN = 2  # and one that trains the head only: toy-ViT 1.2, toy-RN 2.2
+PIXEL, ADVERSARIAL = 6, 12  # passes that a step of upsample.py costs: 5.5 to 6.4 on pixels, twice as many against a discriminator
+HELD = 0.2  # the share of training images that validates where there is no val folder
 RATES, EPOCHS, STAGES, ALPHAS = 2, 5, (20, 10), 11  # defaults of the Makefile, of finetune.py, of upsample.py train, and of WiSE-FT
 
 
@@ -46,6 +48,12 @@ def seconds(work, calls=3):
     return min(times[1:] or times)
 
 
+@cache
+def starting():
+    """Seconds until a script has imported what it needs."""
+    return seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision, clip"], stderr=subprocess.DEVNULL), 1)
+
+
 def speed(model, x):
     """Images a second from uint8 (B, 3, S, S) to features."""
     return len(x) / seconds(lambda: model.encode_image(x).cpu())
@@ -54,7 +62,7 @@ def speed(model, x):
 def costs(model, data, n):
     """{kind of run: seconds}, with the features that it is the first to need; n {"train": how many pictures, ...}."""
     image = 1 / speed(model, torch.randint(0, 256, (model.batch, 3, model.size, model.size), dtype=torch.uint8))
-    caption = seconds(lambda: embed_captions(model, 32 * ["a photo of an apple, a type of fruit."])) / 32 if model.net else 0
+    caption = seconds(lambda: model.embed(32 * ["a photo of an apple, a type of fruit."])) / 32 if model.has_text else 0
     templates, classes, some = len(POOL) * (1 + bool(data.type)), len(data.classes), max(1, min(n["train"], 2000))
     x, y = torch.randn(some, model.width, device=model.device), torch.arange(some, device=model.device) % classes
     head = x.new_zeros(classes, model.width), x.new_zeros(classes)
@@ -65,7 +73,7 @@ def costs(model, data, n):
         "zero_shot": classes * caption + n["test"] * image,
         "prompts": templates * (2 * classes * caption + CHOOSING * evaluation / 2) + (n["all"] - n["test"]) * image,
         "linear_probe": n["probes"] * sweep + n["all"] * image,
-        "few_shot": sweep * FEW_SHOT * (3 if model.net else 1),
+        "few_shot": sweep * FEW_SHOT * (3 if model.has_text else 1),
         "finetune": (STEP * EPOCHS * n["learn"] + looks + ALPHAS * n["held"]) * image,
         "frozen": (FROZEN * EPOCHS * n["learn"] + looks) * image,
     }
@@ -92,14 +100,16 @@ def main():
         data = load_data(args.data, union=True)
     n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")}
     n["all"] = sum(n.values())
-    n["held"] = n["val"] or max(1, round(HOLDOUT * n["train"]))
+    n["held"] = n["val"] or max(1, round(HELD * n["train"]))
     n["learn"] = max(0, n["train"] - (0 if n["val"] else n["held"]))
     n["probes"] = 1 if n["val"] else max(1, min(MOST, ENOUGH // n["held"]))
     print(f"{data.name}: {counted(n['all'], 'image')}, {counted(len(todo), 'run')} to do on {pick_device()[0]}, roughly:")
     rows = [row for split in data.splits.values() for row in split[:: len(split) // 32 + 1]]
     with ThreadPoolExecutor() as pool:  # a broken picture is for the runs to name
-        decoding = seconds(lambda: wait([pool.submit(read_image, data.root / row[0], 224) for row in rows]), 1) / len(rows) * n["all"]
-    start = seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision, clip"], stderr=subprocess.DEVNULL), 1)
+        files = [data.root / row[0] for row in rows]
+        decoding = seconds(lambda: wait([pool.submit(lambda file: read_rgb(file).resize((224, 224)), file) for file in files]), 1)
+        decoding *= n["all"] / len(rows)
+    start = starting()
     jobs, spent = {}, {"the rest": (decoding + 3 * start, 0)}  # with bench/speed.py and plot.py
     restored = any("upsample" in file.parts for file in todo)
     tuning = any("finetune" in file.parts for file in args.runs)
@@ -113,7 +123,7 @@ def main():
             model = load_model(name, features="penultimate")
             begin, each = start + time.perf_counter() - began, costs(model, data, n)
             more = ["frozen"] + RATES * ["finetune"]
-            if model.net:  # cs too, and all on enlarged pictures
+            if model.has_text:  # cs too, and all on enlarged pictures
                 more += 3 * RATES * ["finetune"] + ["zero_shot", "linear_probe"]
             spent[name] = [sum(begin + each[kind] for kind in kinds) for kinds in (mine, more * (not tuning))]
     if restored or (not tuning and any("zero_shot" in file.parts for file in args.runs)):

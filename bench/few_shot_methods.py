@@ -30,7 +30,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from torchvision.models import ResNet50_Weights
 
-from common import features, load_data, load_images, load_model
+from common import _load_images as load_images, load_data, load_model
 from few_shot import class_mean, draw, linear, right_or_wrong, text_init, tip
 
 SHOTS, SEEDS = (1, 2, 4, 8, 16), 5
@@ -131,7 +131,7 @@ def encoded(folder, weights):
     data, model = load_data(folder), load_model("mobilenet_v2", weights=weights)
     out = {}
     for split in [s for s in ("train", "val", "test") if data.splits.get(s)]:
-        x, y = features(model, load_images(data, split, model.size))
+        x, y = model.features(load_images(data, split, model.size))
         out[split] = F.normalize(x, dim=1), y
     return out
 

@@ -20,7 +20,7 @@ import torchvision
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import CLIP, clip, pick_device, read_image, upsample
+from common import CLIP, _read_image as read_image, clip, pick_device, upsample
 
 
 def rate(work, images, device, repeat=5):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import at_least, atomic, json_file, load_data, load_images, load_model, progress, read_json, spelled, to_json
+from common import at_least, ending, load_data, load_model, progress, read_json, spelled, write_json
 
 ROUNDS = 7
 
@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--data", default="toy", help="(%(default)s)")
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--batch", type=at_least(1), help="images at a time (that of each model)")
-    parser.add_argument("--out", type=json_file, required=True, metavar="FILE.json")
+    parser.add_argument("--out", type=ending(".json"), required=True, metavar="FILE.json")
     args = parser.parse_args()
 
     data = load_data(args.data, union=True)
@@ -45,7 +45,7 @@ def main():
             model = load_model(name)
         except SystemExit:  # it has said why; the others are measured all the same
             continue
-        x = next(load_images(data, "test", model.size).batches(args.batch or model.batch))
+        x = data.images(model.size, ["test"])["test"][: args.batch or model.batch]
         model.encode_image(x)
         running[name] = model, x, []
     for _ in progress(range(ROUNDS), "speeds", "round"):
@@ -54,8 +54,7 @@ def main():
             model.encode_image(x).cpu()  # waits for the device
             rates.append(len(x) / (time.perf_counter() - began))
     speeds = {model.name: max(rates) for model, _, rates in running.values()}
-    with atomic(args.out) as temporary:
-        temporary.write_text(to_json({"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS}), encoding="utf-8")
+    write_json(args.out, {"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS})
     print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import atomic, digest, load_data
+from common import FORMAT, digest, load_data, write_json
 
 
 def depends(data, settings):
@@ -24,6 +24,7 @@ def depends(data, settings):
         "pictures": data.fingerprint,
         "names of classes": digest([data.words, data.type]),
         "settings": settings,
+        "format of results": FORMAT,
         "weights": digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]),
     }
 
@@ -51,8 +52,7 @@ def main():
     if not first:
         changed = [what for what in now if before.get(what) != now[what]]
         print(f"{data.name}: {', '.join(changed)} changed, every result is made anew")
-    with atomic(args.stamp) as temporary:
-        temporary.write_text(json.dumps(now), encoding="utf-8")
+    write_json(args.stamp, now)
 
 
 if __name__ == "__main__":

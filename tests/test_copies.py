@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import linear_probe
 import toy
-from common import Images, clusters, find_copies, load_data, load_images, read_image
+from common import Images, _clusters as clusters, _load_images as load_images, _read_image as read_image, find_copies, load_data
 
 
 def as_images(thumbnails, labels=None):

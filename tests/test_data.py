@@ -12,7 +12,17 @@ import torch
 from conftest import run
 from PIL import Image
 
-from common import blocked_split, few_tested, hold_out, load_data, load_images, natural, read_image, to_json, to_rgb
+from common import (
+    _blocked_split as blocked_split,
+    _load_images as load_images,
+    _natural as natural,
+    _read_image as read_image,
+    _to_json as to_json,
+    _to_rgb as to_rgb,
+    few_tested,
+    hold_out,
+    load_data,
+)
 
 
 def picture(path, size=(40, 40), colour=(200, 30, 30), **save):
@@ -493,7 +503,7 @@ def test_a_failing_disk_is_not_remembered(tmp_path, monkeypatch, capsys):
     import common
 
     with monkeypatch.context() as patch:
-        patch.setattr(common, "read_image", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        patch.setattr(common, "_read_image", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
         with pytest.raises(SystemExit) as end:
             load_images(load_data("d"), "train", 64)
         error = capsys.readouterr().err

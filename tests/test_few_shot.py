@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 import few_shot
 import prompts
 import zero_shot
-from common import load_data, load_images
+from common import _load_images as load_images, load_data
 from few_shot import calibrate, class_mean, draw, linear, parts, pulled, right_or_wrong, text_init, tip
 
 LABELS = np.repeat(np.arange(4), [9, 3, 20, 6])
@@ -267,10 +267,14 @@ def test_record_and_table(world, call):
     assert m["draws"]["1"] > 1 and m["draws"]["8"] == 1 and out.count("all") and "16" not in out.split("labels a class")[1].split("\n")[0]
     assert m["labels"] == {"1": 4, "4": 16, "8": 32, "16": 32} and m["short_classes"] == {"1": 0, "4": 0, "8": 0, "16": 4}
     right = np.load("r.npz")["right"]
-    assert right.shape == (4, 4, 3, 32) and right.dtype == np.uint8 and m["methods"] == ["class-mean", "linear", "tip", "text-init"]
-    for i, k in enumerate(m["labels"]):
-        for j, method in enumerate(m["methods"]):
-            assert right[i, j].mean(1).tolist() == pytest.approx(m[method][k]["values"])
+    assert right.shape == (4 * 4, 3, 32) and right.dtype == np.uint8 and m["methods"] == ["class-mean", "linear", "tip", "text-init"]
+    assert [(row["labels"], row["method"]) for row in record["table"]] == [
+        (k, f"few-shot, {n}") for k in (1, 4, 8, 16) for n in m["methods"]
+    ]
+    for row, values in zip(record["table"], right):
+        found = m[row["method"].removeprefix("few-shot, ")][str(row["labels"])]
+        assert values.mean(1).tolist() == pytest.approx(found["values"]) and row["accuracy"] == pytest.approx(found["mean"])
+        assert row["labels_used"] == m["labels"][str(row["labels"])] and row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
     assert "advised for few labels: text-init" in out and "linear_probe.py" in out
     assert out.count("note:") == 1 and "4 of 4 at k = 16" in out and record["labels_used"] == 32 and "permutation" in m["draw"]
     assert call(zero_shot.main, "--data", "tiny", "--model", "toy-ViT", "--out", "z.json")[0] == 0
@@ -322,4 +326,4 @@ def test_captions_chosen_with_labels_are_not_called_zero_shot(world, call):
     assert "best.json: chosen with 32 labelled images of tiny" in out and "its labels are in tip and text-init too" in out
     code, _, err = call(few_shot.main, "--data", "tiny", "--model", "toy-imagenet", "--prompts", "a {}.")
     assert code == 2 and "--prompts" in err and err.count("\n") == 1
-    assert record["metrics"]["chosen_prompts"] == json.loads((world / "best.json").read_text())["metrics"]["test"]["ensemble"]
+    assert record["metrics"]["chosen_prompts"] == json.loads((world / "best.json").read_text())["metrics"]["top1"]

@@ -1,5 +1,6 @@
 """finetune.py and common.fit: the warp against torchvision, the loop against a plain one, and runs that are cut off."""
 
+import importlib.util
 import json
 import math
 import re
@@ -18,15 +19,14 @@ from conftest import ROOT, random_weights, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
+from torchvision.transforms import InterpolationMode, functional as TF
 
 import common
 import finetune
 import linear_probe
 import toy
 import zero_shot
-from common import fit, load_model, snapshot
+from common import fit, half_epochs, load_model, snapshot
 
 # ---- augmentation ---------------------------------------------------------------------------------------------------
 
@@ -148,6 +148,13 @@ class Toy(nn.Module):
 X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 3
 
 
+CPU = common.Model("toy", None, None, 6, (0,) * 3, (1,) * 3, 6, "", torch.device("cpu"), torch.float32)
+
+
+def optimizer_of(net):
+    return torch.optim.AdamW(finetune.parameter_groups(net, 0.01, 0.1, 0.3), fused=True)
+
+
 def train(net, epochs=2, validate=None, step=None, **options):
     def plain_step(batch):
         x, y = batch
@@ -155,23 +162,22 @@ def train(net, epochs=2, validate=None, step=None, **options):
         return F.cross_entropy(logits, y), (logits.argmax(1) == y).float().mean()
 
     rising = iter(range(1000))
-    groups = finetune.parameter_groups(net, 0.01, 0.1, 0.3)
-    load = lambda rows, epoch: (X[rows], Y[rows])  # noqa: E731
-    options = {"batch": 16, "device": torch.device("cpu"), "dtype": torch.float32, **options}
-    return fit(net, groups, load, step or plain_step, validate or (lambda: next(rising)), len(X), epochs=epochs, **options)
+    torch.manual_seed(0)
+    legs = half_epochs(lambda rows, epoch: (X[rows], Y[rows]), len(X), 16, epochs, seed=0)
+    return fit(net, optimizer_of(net), legs, step or plain_step, validate or (lambda: next(rising)), CPU, **options)
 
 
 def test_every_step_is_that_of_a_plain_loop():
     """Schedule, clipping and decay written out once more; batches are taken from what `load` was asked for."""
     net, plain, asked = Toy(), Toy(), []
     load = lambda rows, epoch: (asked.append((epoch, rows)), (X[rows], Y[rows]))[1]  # noqa: E731
-    groups = finetune.parameter_groups(net, 0.01, 0.1, 0.3)
 
     def step(batch):
         logits = net(batch[0])
         return 2 * F.cross_entropy(logits, batch[1]), torch.ones(())
 
-    history, best, _ = fit(net, groups, load, step, lambda: 0.5, 40, 16, 2, torch.device("cpu"), torch.float32, seed=5)
+    torch.manual_seed(5)
+    history, best = fit(net, optimizer_of(net), half_epochs(load, 40, 16, 2, seed=5), step, lambda: 0.5, CPU)
     assert [len(rows) for _, rows in asked] == [14, 13, 13] * 2
     for epoch in (0, 1):
         assert sorted(np.concatenate([rows for e, rows in asked if e == epoch])) == list(range(40))
@@ -209,10 +215,10 @@ def test_best_is_the_first_of_the_highest_and_history_tells_the_loss():
         seen_states.append(snapshot(net))
         return next(scores)
 
-    history, best, _ = train(net, validate=validate)
+    history, best = train(net, validate=validate)
     assert [row["val"] for row in history] == [1, 5, 5, 7, 7]
     assert all(torch.equal(best[k], seen_states[3][k]) for k in best) and not torch.equal(best["head.weight"], net.head.weight)
-    assert set(history[1]) == {"epoch", "step", "train", "val", "loss", "lr", "seconds"} and 0 < history[-1]["lr"] < 0.01
+    assert set(history[1]) == {"epoch", "step", "train", "val", "loss", "lr", "seconds", "busy"} and 0 < history[-1]["lr"] < 0.01
     assert all(0 <= row["train"] <= 1 and 0 < row["loss"] < 5 for row in history[1:])
 
 
@@ -220,7 +226,7 @@ def test_best_is_the_first_of_the_highest_and_history_tells_the_loss():
 def test_interrupted_anywhere_it_ends_in_the_same_bits(tmp_path, stop, capsys):
     """Also dropout, batch norm's statistics and the optimizer go on as if nothing had happened."""
     whole = Toy()
-    history, best, _ = train(whole, validate=lambda: whole.head.weight.sum().item())
+    history, best = train(whole, validate=lambda: whole.head.weight.sum().item())
     net, calls = Toy(), []
 
     def cut_off():
@@ -235,10 +241,10 @@ def test_interrupted_anywhere_it_ends_in_the_same_bits(tmp_path, stop, capsys):
     torch.manual_seed(99)
     net = Toy()
     torch.rand(7)
-    again, best_again, _ = train(net, validate=lambda: net.head.weight.sum().item(), **options)
+    again, best_again = train(net, validate=lambda: net.head.weight.sum().item(), **options)
     assert f"step {[0, 1, 3, 4][stop]} of 6" in capsys.readouterr().out
     for row in history + again:
-        row.pop("seconds")
+        del row["seconds"], row["busy"]
     assert again == history
     for a, b in ((whole.state_dict(), net.state_dict()), (best, best_again)):
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -276,7 +282,7 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path,
         train(net, step=step, checkpoint=tmp_path / "c.ckpt", about={})
     err = capsys.readouterr().err
     assert end.value.code == 2 and "no longer finite at step" in err and "keeps step 4" in err and err.count("\n") == 1
-    assert torch.load(tmp_path / "c.ckpt")["position"] == 4 and len(steps) == (5 if where == "loss" else 6)
+    assert torch.load(tmp_path / "c.ckpt")["history"][-1]["step"] == 4 and len(steps) == (5 if where == "loss" else 6)
 
 
 def test_every_trainable_tensor_is_in_the_optimizer_once(world):
@@ -322,8 +328,8 @@ def test_temperature_is_capped_at_that_of_clip():
 
 def test_saved_temperature_is_within_the_cap(world, call, monkeypatch):
     def hot(*args, **options):
-        history, best, seconds = fit(*args, **options)
-        return history, best | {"head.logit_scale": torch.tensor(4.7)}, seconds  # as after a last step beyond the cap
+        history, best = fit(*args, **options)
+        return history, best | {"head.logit_scale": torch.tensor(4.7)}  # as after a last step beyond the cap
 
     monkeypatch.setattr(finetune, "fit", hot)
     tune(call, "--model", "toy-RN", "--method", "cs", "--save", "cs.safetensors")
@@ -361,7 +367,7 @@ def record(path):
 
 
 def without_time(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "busy")} for row in history]
 
 
 def test_cs_without_learning_is_zero_shot(world, call):
@@ -390,8 +396,8 @@ def test_cs_learns_and_its_checkpoint_is_an_ordinary_one(world, call):
     same = {key for key in old if torch.equal(state[key].float(), old[key].float())}
     assert all((key in same) == (not key.startswith("visual.") and key != "logit_scale") for key in old)  # text tower as it was
     with safe_open("cs.safetensors", "pt") as file:
-        about = file.metadata()
-    assert json.loads(about["classes"]) == sorted(toy.TOY[:4]) and json.loads(about["prompts"]) == ["a photo of a {}."]
+        about = json.loads(file.metadata()["about"])
+    assert about["classes"] == sorted(toy.TOY[:4]) and about["prompts"] == ["a photo of a {}."]
     assert about["act"] == "quickgelu" and about["method"] == "cs"
 
 
@@ -403,7 +409,7 @@ def test_record_has_what_a_plot_needs(world, call):
     assert m["seconds_per_step"] > 0 and set(m["test_wise"]) == {"0", "chosen", "1"}
     assert r["data"]["counts"] == {"train": 24, "val": 8, "test": 32} and r["labels_used"] == 32
     assert [row["epoch"] for row in rows] == [0, 1 / 3, 1, 4 / 3, 2] and [row["step"] for row in rows] == [0, 1, 3, 4, 6]
-    assert all(set(row) == {"seed", "epoch", "step", "train", "val", "loss", "lr", "seconds"} for row in rows)
+    assert all(set(row) == {"seed", "epoch", "step", "train", "val", "loss", "lr", "seconds", "busy"} for row in rows)
     assert m["val"] == max(row["val"] for row in rows)
     curve = {row["alpha"]: row["val"] for row in r["history"] if "alpha" in row}
     assert list(curve) == finetune.ALPHAS and {float(a): v for a, v in m["wise"].items()} == curve
@@ -552,7 +558,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     args = ["--data", "tiny", "--model", "toy-RN", "--batch", "8", "--epochs", "2", "--out", "r.json"]
     done = run("limit.py", ROOT / "finetune.py", *args, cwd=world, script_folder=world)
     assert done.returncode == 2 and "r.0.ckpt: cannot be written" in done.stderr and done.stderr.count("\n") == 1
-    assert torch.load(world / "r.0.ckpt")["position"] == 3 and not [f for f in world.glob(".*") if f.is_file()]
+    assert torch.load(world / "r.0.ckpt")["history"][-1]["step"] == 3 and not [f for f in world.glob(".*") if f.is_file()]
     assert "step 3 of 6" in call(finetune.main, *args)[1]
     tune(call, "--model", "toy-RN", "--out", "whole.json")
     assert without_time(record("r.json")["history"]) == without_time(record("whole.json")["history"])
@@ -592,14 +598,18 @@ def test_a_class_without_images_and_one_image_a_class(world, call):
         for file in list(folder.iterdir())[1:]:
             file.unlink()
     code, _, err = call(finetune.main, "--data", "tiny", "--model", "toy-ViT", "--batch", 2)
-    assert code == 2 and "one training image a class" in err and err.count("\n") == 1
+    assert code == 2 and "one image or group a class" in err and err.count("\n") == 1
     next(folders[0].iterdir()).unlink()
     code, _, err = call(finetune.main, "--data", "tiny", "--model", "toy-ViT", "--batch", 2)
     assert code == 2 and folders[0].name in err and err.count("\n") == 1
 
 
 def test_profile_compares_with_a_bare_step(world, call):
-    out = tune(call, "--model", "toy-RN", "--profile")
-    found = re.search(r"profile: ([\d.]+) s a step of 8 images, ([\d.]+) s bare, ratio ([\d.]+) ", out)
+    bench = importlib.util.spec_from_file_location("bench_finetune", ROOT / "bench" / "finetune.py")
+    module = importlib.util.module_from_spec(bench)
+    bench.loader.exec_module(module)
+    code, out, err = call(module.main, "--data", "tiny", "--batch", 8, "--model", "toy-RN")
+    assert code == 0, err
+    found = re.search(r"([\d.]+) s a step of 8 images, ([\d.]+) s bare, ratio ([\d.]+) ", out)
     ours, bare, ratio = map(float, found.groups())
     assert ours > 0 and bare > 0 and ratio == pytest.approx(ours / bare, rel=0.05)

@@ -11,13 +11,13 @@ from scipy.stats import binomtest, norm, t
 
 import common
 from common import (
+    _other_classes as other_classes,
+    _student_quantile as student_quantile,
+    _variance_of_mean as variance_of_mean,
     accuracy_interval,
     evaluate,
     normal_quantile,
-    other_classes,
     paired_difference,
-    student_quantile,
-    variance_of_mean,
     wilson,
 )
 
@@ -146,6 +146,6 @@ def test_metrics_of_logits():
 
 def test_small_classes_that_are_missed_are_told(capsys):
     labels = torch.tensor([0] * 90 + [1] * 5 + [2] * 5)
-    common.print_metrics(evaluate(torch.tensor([[1.0, 0.0, 0.0]]).expand(100, -1), labels, ["a", "b", "c"]))
+    common._print_metrics(evaluate(torch.tensor([[1.0, 0.0, 0.0]]).expand(100, -1), labels, ["a", "b", "c"]))
     out = capsys.readouterr().out
     assert "always naming the largest class: 0.900" in out and "mean per class lies far below top-1" in out and "top-5" not in out

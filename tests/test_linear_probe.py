@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import linear_probe
-from common import features, load_data, load_images, load_model
+from common import _load_images as load_images, load_data, load_model
 from linear_probe import accuracy, class_means, equal_classes, logistic_regression, loss_and_gradient, sweep
 
 
@@ -168,7 +168,7 @@ def test_penultimate_features_are_those_before_the_projection(name, world):
     whole = load_model(name, "cpu", precision="float32")
     before = load_model(name, "cpu", precision="float32", features="penultimate")
     images = load_images(data, "test", whole.size)
-    x, y = features(before, images), features(whole, images)[0]
+    x, y = before.features(images), whole.features(images)[0]
     net = clip.load(f"weights/{name}.pt", device="cpu")[0].visual
     projected = x[0] @ net.proj if name == "toy-ViT" else net.attnpool.c_proj(x[0])
     assert x[0].shape[1] == before.width != y.shape[1] == whole.width
@@ -198,17 +198,17 @@ def test_record_head_and_predictions_agree(world, call):
     saved = np.load(world / "r.npz")
     assert (saved["true"] == saved["predicted"]).mean() == pytest.approx(m["top1"])
     with safe_open("head.safetensors", "pt") as file:
-        weight, bias, about = file.get_tensor("head.weight"), file.get_tensor("head.bias"), file.metadata()
+        weight, bias, about = file.get_tensor("head.weight"), file.get_tensor("head.bias"), json.loads(file.metadata()["about"])
     model = load_model("toy-RN", features=about["features"])
     data, x, y = load_data("tiny"), {}, {}
     for split, name in (("train", "train"), ("test", "top1")):
-        x[split], y[split] = features(model, load_images(data, split, model.size))
+        x[split], y[split] = model.features(load_images(data, split, model.size))
         assert ((x[split] @ weight.T + bias).argmax(1) == y[split]).double().mean().item() == pytest.approx(m[name])
     nearest = (F.normalize(x["test"], dim=1) @ class_means(x["train"], y["train"], len(data.classes)).T).argmax(1)
     assert m["class_mean"] == pytest.approx((nearest == y["test"]).double().mean().item())
     assert ("the probe stays" in out) == (m["l2"] is not None) and ("the nearest class mean is taken" in out) == (m["l2"] is None)
-    assert json.loads(about["classes"]) == data.classes and json.loads(about["words"]) == data.words
-    assert about["model"] == "toy-RN" and about["sha256"] == model.sha256 and json.loads(about["prompts"]) == ["a photo of a {}."]
+    assert about["classes"] == data.classes and about["words"] == data.words
+    assert about["model"] == "toy-RN" and about["sha256"] == model.sha256 and about["prompts"] == ["a photo of a {}."]
     for word in (
         "penalty",
         "held-out",

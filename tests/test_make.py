@@ -127,7 +127,7 @@ def test_the_stamp_changes_with_what_results_depend_on_and_nothing_else(world, c
     assert last[0] == [] and last == again("--settings", "TUNE=--epochs 3")
     assert call(stamp.main, "--data", "tyo", "--stamp", file)[0] == 2 and file.stat().st_mtime_ns == last[1]
     file.write_text("half a fi")
-    assert again("--settings", "TUNE=--epochs 3")[0] == ["pictures, names of classes, settings, weights"]
+    assert again("--settings", "TUNE=--epochs 3")[0] == ["pictures, names of classes, settings, format of results, weights"]
 
 
 def test_the_estimate_counts_what_is_still_to_do(world, call):

@@ -15,15 +15,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from clip.model import CLIP as Network
-from clip.model import QuickGELU
+from clip.model import CLIP as Network, QuickGELU
 from conftest import random_weights
 from PIL import Image
 from safetensors.torch import save_file
 
 import common
 import toy
-from common import CLIP, OPENAI, class_embeddings, embed_captions, features, load_data, load_images, load_model, model_name, upsample
+from common import (
+    _OPENAI as OPENAI,
+    CLIP,
+    _load_images as load_images,
+    load_data,
+    load_model,
+    model_name,
+    upsample,
+)
 
 
 def openai_shape(name, seed=0):
@@ -79,15 +86,15 @@ def plain(file):
 def test_parity_with_clip_load(name, pictures, tmp_path, monkeypatch, trained_toys):
     """Our loader, decoder and batches against clip.load and its own Pillow preprocessing, one image at a time."""
     monkeypatch.chdir(tmp_path)
-    path = trained_toys / "weights" / f"{name}.pt"
-    if name in CLIP:
+    path, published = trained_toys / "weights" / f"{name}.pt", not name.startswith("toy-")
+    if published:
         path = tmp_path / "net.pt"
         torch.save(toy.compact(openai_shape(name).state_dict()), path)  # float16 as OpenAI's: clip.load rounds to it
     model = load_model(name, "cpu", path, "float32", act="quickgelu")
     net, preprocess = clip.load(str(path), device="cpu")
 
     words = ["red apple", "blue plum", "cat", "dog"]
-    z = class_embeddings(model, words, ["a photo of a {}."])
+    z = model.classifier(words, ["a photo of a {}."])
     with torch.inference_mode():
         text = net.encode_text(clip.tokenize([f"a photo of a {w}." for w in words]))
     assert torch.allclose(z, F.normalize(text, dim=1), atol=1e-4)
@@ -95,8 +102,8 @@ def test_parity_with_clip_load(name, pictures, tmp_path, monkeypatch, trained_to
     for data in ("drawn", "fruits360", "sports", "simpsons"):
         images = load_images(load_data(str(pictures / data), type=""), "test", model.size)
         mask = np.array([plain(pictures / data / p) for p in images.paths])
-        images = images.take(mask & (np.cumsum(mask) % 6 == 0) if name in CLIP else mask)
-        ours = features(model, images)[0]
+        images = images.take(mask & (np.cumsum(mask) % 6 == 0) if published else mask)
+        ours = model.features(images)[0]
         with torch.inference_mode():
             theirs = torch.cat([net.encode_image(preprocess(Image.open(pictures / data / p))[None]) for p in images.paths])
         assert centred_cosine(ours, theirs).min() >= 0.9999, data
@@ -137,7 +144,9 @@ def test_parity_with_open_clip_safetensors(name, theirs, pictures, tmp_path, mon
 
 def test_shapes_are_open_clips():
     """The table of OpenAI's shapes against open_clip's configuration of each."""
-    for name, (_, (embed, size, layers, width, patch)) in CLIP.items():
+    for name, (published, (embed, size, layers, width, patch)) in CLIP.items():
+        if not published:  # a toy
+            continue
         theirs = open_clip.get_model_config(re.sub("[/@]", "-", name).removesuffix("px"))
         vision = theirs["vision_cfg"]
         found = (theirs["embed_dim"], vision["image_size"], vision["layers"], vision["width"], vision.get("patch_size"))
@@ -163,7 +172,7 @@ def test_torchvision_features_are_flat(name, width, tmp_path):
     model = load_model(name, "cpu", tmp_path / "w.pth", "float32")
     x = torch.randint(0, 256, (2, 3, 50, 50), dtype=torch.uint8)
     f = model.encode_image(x)
-    assert f.shape == (2, width) == (2, model.width) and model.encode_text is None
+    assert f.shape == (2, width) == (2, model.width) and not model.has_text
     if name in ("mobilenet_v2", "resnet18", "convnext_tiny"):  # the removed layer on top gives the network's own answer
         last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
         with torch.inference_mode():
@@ -262,7 +271,7 @@ def test_torchscript_only_by_hash(tmp_path, capsys, world, monkeypatch):
     torch.jit.save(torch.jit.trace(net.visual, torch.zeros(1, 3, 64, 64)), path)
     assert "can carry code" in refused(capsys, "toy-ViT", "cpu", path)
     monkeypatch.setitem(OPENAI, common.file_sha256(path), "toy-ViT")
-    state = common.read_state_dict(path, common.file_sha256(path))
+    _, state = common.read_weights(path)
     assert torch.equal(state["conv1.weight"], net.visual.conv1.weight)
 
 
@@ -274,7 +283,7 @@ def test_clip_file_of_unknown_activation_must_say(tmp_path, capsys):
 
 
 def test_weights_that_do_not_fit(world, capsys):
-    assert "not the network of toy-ViT" in refused(capsys, "toy-ViT", "cpu", "weights/toy-RN.pt")
+    assert "holds another network: toy-RN" in refused(capsys, "toy-ViT", "cpu", "weights/toy-RN.pt")
     assert "--act" in refused(capsys, "toy-ViT", "cpu", act="gelu")
     (world / "empty.pt").touch()
     assert "not a readable file" in refused(capsys, "toy-ViT", "cpu", "empty.pt")
@@ -296,9 +305,9 @@ def test_openais_own_file_is_found_and_a_wrong_one_is_not(world, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "RN50.pt").write_bytes(b"half-downloaded")
     with pytest.raises(SystemExit):
-        common.weights_file("RN50")
+        common._weights_file("RN50")
     monkeypatch.setitem(clip.clip._MODELS, "RN50", f"https://x/{common.file_sha256(folder / 'RN50.pt')}/RN50.pt")
-    assert common.weights_file("RN50") == folder / "RN50.pt"
+    assert common._weights_file("RN50") == folder / "RN50.pt"
 
 
 # ---- features and captions ------------------------------------------------------------------------------------------
@@ -312,10 +321,10 @@ def test_feature_cache_follows_everything_it_depends_on(world, monkeypatch):
         return set((world / "cache" / "features").iterdir())
 
     model = load_model("toy-ViT", "cpu", precision="float32")
-    first, labels = features(model, images)
+    first, labels = model.features(images)
     assert first.dtype == torch.float32 and first.shape == (32, 64) and labels.tolist() == [c for c in range(4) for _ in range(8)]
     known = folders()
-    again, _ = features(model, images)
+    again, _ = model.features(images)
     assert torch.equal(first, again) and folders() == known
     torch.save(random_weights("toy-ViT", seed=1), world / "other.pt")
     variants = [
@@ -326,30 +335,32 @@ def test_feature_cache_follows_everything_it_depends_on(world, monkeypatch):
         load_model("toy-imagenet", "cpu", precision="float32"),
     ]
     for variant in variants:
-        x, _ = features(variant, images)
+        x, _ = variant.features(images)
         assert len(folders()) == len(known) + 1 and not torch.equal(x, first)
         known = folders()
     model.mean = (0.5, 0.5, 0.5)  # input pipeline
-    features(model, images)
+    model.features(images)
     assert len(folders()) == len(known) + 1
     (world / "data").unlink()  # pixels
     shutil.copytree((world / "weights").resolve().parent / "data", world / "data")
     Image.new("RGB", (32, 32)).save(world / "data" / "tiny" / images.paths[0])
-    x, _ = features(variants[0], load_images(load_data("tiny"), "test", 64))
-    assert len(folders()) == len(known) + 2 and not torch.equal(x[0], features(variants[0], images)[0][0])
+    x, _ = variants[0].features(load_images(load_data("tiny"), "test", 64))
+    assert len(folders()) == len(known) + 2 and not torch.equal(x[0], variants[0].features(images)[0][0])
 
 
 def test_interrupted_features_go_on(world, monkeypatch):
-    monkeypatch.setattr(common, "CHUNK", 10)
+    monkeypatch.setattr(common, "_CHUNK", 10)
     images = load_images(load_data("tiny"), "test", 64)
     model = load_model("toy-ViT", "cpu", precision="float32")
-    whole, _ = features(model, images, batch=4)
+    model.batch_asked = 4
+    whole, _ = model.features(images)
     for file in sorted((world / "cache" / "features").rglob("*.npy"))[2:]:
         file.unlink()  # as if stopped after two chunks
     seen = []
     encode = common.Model.encode_image
     monkeypatch.setattr(common.Model, "encode_image", lambda self, x: seen.append(len(x)) or encode(self, x))
-    again, _ = features(model, images, batch=4)
+    model.batch_asked = 4
+    again, _ = model.features(images)
     assert torch.equal(whole, again) and sum(seen) == 12
     assert not list((world / "cache").rglob(".*"))
 
@@ -384,12 +395,14 @@ def test_out_of_memory_halves_the_batch_once(most, asked, world, capsys):
     model.visual, model.width = Greedy(most), 3
     images = load_images(load_data("tiny"), "test", 64)
     if most == 16:
-        x, _ = features(model, images, batch=32)
+        model.batch_asked = 32
+        x, _ = model.features(images)
         assert torch.allclose(x, torch.cat([model.visual(model.inputs(b)) for b in images.batches(8)]), atol=1e-6)
         assert "going on with 16" in capsys.readouterr().out and model.batch == 16
     else:
         with pytest.raises(SystemExit) as end:
-            features(model, images, batch=32)
+            model.batch_asked = 32
+            model.features(images)
         error = capsys.readouterr().err
         assert end.value.code == 2 and "--batch" in error and error.count("\n") == 1
         assert not list((world / "cache" / "features").rglob("*.npy"))
@@ -398,13 +411,14 @@ def test_out_of_memory_halves_the_batch_once(most, asked, world, capsys):
 
 def test_features_are_held_once(world, monkeypatch):
     """Peak memory while cached features are read stays near their own size."""
-    monkeypatch.setattr(common, "CHUNK", 4)
+    monkeypatch.setattr(common, "_CHUNK", 4)
     model, images = load_model("toy-imagenet", "cpu", precision="float32"), load_images(load_data("tiny"), "test", 64)
     model.visual = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(256), torch.nn.Flatten())
     model.width = 3 * 256 * 256  # of 32 images 25 MB
-    features(model, images, batch=4)
+    model.batch_asked = 4
+    model.features(images)
     tracemalloc.start()
-    x, _ = features(model, images)
+    x, _ = model.features(images)
     peak = tracemalloc.get_traced_memory()[1]  # of numpy: torch's own memory is not traced
     tracemalloc.stop()
     assert x.shape == (32, model.width) and peak < x.nbytes / 4
@@ -421,25 +435,25 @@ def test_what_is_not_finite_is_neither_cached_nor_used(world, capsys):
     images = load_images(load_data("tiny"), "test", 64)
     for file, precision, hint in (("large.pt", "fp16", "try --precision float32"), ("broken.pt", "float32", "are these its weights?")):
         model = load_model("toy-ViT", "cpu", file, precision)
-        for compute in (lambda model=model: features(model, images), lambda model=model: embed_captions(model, ["a plum"])):
+        for compute in (lambda model=model: model.features(images), lambda model=model: model.embed(["a plum"])):
             with pytest.raises(SystemExit) as end:
                 compute()
             error = capsys.readouterr().err
             assert end.value.code == 2 and error.count("\n") == 1 and "toy-ViT" in error and hint in error
     assert not list((world / "cache" / "features").rglob("*.npy"))
     model = load_model("toy-ViT", "cpu", "large.pt", "float32")
-    x, _ = features(model, images)
-    assert x.isfinite().all() and embed_captions(model, ["a plum"]).isfinite().all()
+    x, _ = model.features(images)
+    assert x.isfinite().all() and model.embed(["a plum"]).isfinite().all()
     (file,) = (world / "cache" / "features").rglob("*.npy")
     np.save(file, np.full_like(x, math.nan))  # as versions before this check have left them
     with pytest.raises(SystemExit):
-        features(model, images)
+        model.features(images)
 
 
 def test_captions_are_read_at_end_of_text(world, capsys):
     model = load_model("toy-ViT", "cpu", precision="float32")
     texts = ["a photo of a green apple.", "many", "word " * 90]
-    ours = embed_captions(model, texts)
+    ours = model.embed(texts)
     assert "1 of 3 captions cut to 77 tokens" in capsys.readouterr().out
     net, _ = clip.load("weights/toy-ViT.pt", device="cpu")
     with torch.inference_mode():
@@ -455,9 +469,9 @@ def test_captions_are_read_at_end_of_text(world, capsys):
 def test_class_embedding_is_the_normalised_mean_of_normalised_captions(world):
     model = load_model("toy-ViT", "cpu", precision="float32")
     templates = ["a photo of a {}.", "many {}, a type of {type}."]
-    z = class_embeddings(model, ["red apple", "plum"], templates, "fruit")
+    z = model.classifier(["red apple", "plum"], templates, "fruit")
     for row, word in zip(z, ("red apple", "plum")):
-        parts = embed_captions(model, [f"a photo of a {word}.", f"many {word}, a type of fruit."])
+        parts = model.embed([f"a photo of a {word}.", f"many {word}, a type of fruit."])
         assert math.isclose(row.norm().item(), 1, abs_tol=1e-5)
         assert torch.allclose(row, F.normalize(parts.sum(0), dim=0), atol=1e-5)
 
@@ -467,5 +481,5 @@ def test_bad_prompts_are_one_line(prompts, type, world, capsys):
     (world / "bad.json").write_text(json.dumps({"templates": []}))
     model = load_model("toy-ViT", "cpu")
     with pytest.raises(SystemExit) as end:
-        class_embeddings(model, ["x"], common.read_templates(prompts, type)[0], type)
+        model.classifier(["x"], common.read_templates(prompts, type)[0], type)
     assert end.value.code == 2 and "prompt" in capsys.readouterr().err

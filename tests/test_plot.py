@@ -15,17 +15,20 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 import plot
+from common import FORMAT, accuracy_interval
 
 CLASSES = ["ash", "birch", "cedar", "elm"]
 N = 160  # test images, 40 a class, which come class by class
 
 
 def write(folder, script, name, metrics, model="m-clip", wrong=(0, 159), data="woods", history=None, args=None, arrays=None, over=()):
-    """A record as write_result makes it; `wrong` are the test images that were named wrong."""
+    """A record as `report` makes it; `wrong` are the test images that were named wrong, `arrays` those of few_shot.py."""
     file = folder / script / data / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     made = {"made": {"source": "f1", "seconds": 7.0}} if data.endswith("srgan") else {}
+    used = 0 if script == "zero_shot" else 80
     record = {
+        "format": FORMAT,
         "script": script,
         "command": f"python {script}.py --data {data} --model {model} --save head.safetensors --out {file}",
         "args": {"seed": 0, **(args or {})},
@@ -38,7 +41,7 @@ def write(folder, script, name, metrics, model="m-clip", wrong=(0, 159), data="w
             **made,
         },
         "model": {"name": model, "sha256": f"sha of {model}"},
-        "labels_used": 0 if script == "zero_shot" else 80,
+        "labels_used": used,
         "metrics": metrics,
         "history": history or [],
         "environment": {"torch": "2", "torchvision": "0", "device": "cpu", "precision": "float32"},
@@ -48,16 +51,39 @@ def write(folder, script, name, metrics, model="m-clip", wrong=(0, 159), data="w
     true = np.arange(N) // 40
     predicted = true.copy()
     predicted[list(wrong)] = (true[list(wrong)] + 1) % 4
-    pictures = np.zeros((20, 8, 8, 3), np.uint8)
+    pictures = np.zeros((4, 8, 8, 3), np.uint8)
     pairs = np.array([[wrong[0], 40], [wrong[-1], 80]])
     if "confusions" in metrics:  # and before them one without pictures, because no test image is of that class
         told = [{"true": CLASSES[true[i]], "predicted": CLASSES[predicted[i]], "count": 8, "share": 0.2} for i, _ in pairs]
         metrics["confusions"] = [{"true": "elm", "predicted": "yew", "count": 20, "share": 0.5}, *told]
-    shown = {"shown": np.arange(16), "pairs": pairs, "pictures": pictures}
+    shown = {"pairs": pairs, "pictures": pictures}
     index = [f"{CLASSES[c]}/{i}.{'png' if made else 'jpg'}" for i, c in enumerate(true)]
-    np.savez(file.with_suffix(".npz"), index=index, true=true, cluster=np.arange(N), predicted=predicted, **shown, **(arrays or {}))
+    right = (predicted == true)[None, None]
+    tuned = f"fine-tuned, {args.get('method')}, rate {args.get('lr', 0):g}" if args else ""
+    method = {"zero_shot": "zero-shot", "prompts": "chosen prompts", "linear_probe": "linear probe", "finetune": tuned}.get(script, "")
+    rows = [{"method": "linear layer, random start" if args and args.get("freeze") else method, "labels": used / 4, "labels_used": used}]
+    if script == "few_shot":  # (K, M, S, N)
+        right = arrays["right"].reshape(-1, *arrays["right"].shape[2:])
+        rows = [(int(k), images, m) for k, images in metrics["labels"].items() for m in metrics["methods"]]
+        rows = [{"method": f"few-shot, {m}", "labels": k, "labels_used": images} for k, images, m in rows]
+    for row, values in zip(rows, right):
+        row |= judged(values, true)
+    record.setdefault("table", rows if script != "upsample" else [])
+    known = {"index": index, "true": true, "cluster": np.arange(N), "predicted": predicted, "right": right.astype(np.uint8)}
+    np.savez(file.with_suffix(".npz"), **known, **shown)
+    Image.new("RGB", (600, 400)).save(file.with_suffix(".png"))  # as --grid draws it
     file.write_text(json.dumps(record))
     return file
+
+
+def judged(right, true):
+    return {"accuracy": float(right.mean()), "ci95": accuracy_interval(right, true)}
+
+
+def change(run, right, k=None, method=None):
+    """As if the images that a row of the run's table names right were others."""
+    run.arrays["right"][run.place(k, method)] = right
+    run.row(k, method).update(judged(run.right(k, method), run.arrays["true"]))
 
 
 FINE = {  # of three encoders, the images that a linear probe names wrong, and images a second
@@ -100,9 +126,8 @@ def woods(tmp_path):
         worse = {"top1": 0.95, "val": 0.6, "wise": {"0.0": 0.5, "1.0": 0.6}, "wise_alpha": 1.0}
         args = {"method": "ml", "freeze": False, "lr": 1e-4}
         write(folder, "finetune", f"{model}-ml-1e-4", worse, model, [0, 159], "woods", rows, args)
-    pictures = {name: np.zeros((5, 8, 8, 3), np.uint8) for name in ("low", "bicubic", "srgan", "original")}
     psnr = {"psnr": {name: {"mean": 20.0, "sd": 1.0} for name in ("bicubic", "srgan")}}
-    write(folder, "upsample", "eval", psnr, "srgan", args={"task": "eval"}, arrays=pictures)
+    write(folder, "upsample", "eval", psnr, "srgan", args={"task": "eval"})
     return folder
 
 
@@ -134,15 +159,14 @@ def test_several_encoders_are_compared_at_once(woods):
     """A gap that one comparison would call worse is not told apart when ten are made."""
     s = study(woods)
     best, other = s.one("linear_probe", "m-best"), s.one("linear_probe", "m-fast")
-    other.arrays["predicted"] = best.arrays["predicted"].copy()
-    other.arrays["predicted"][20:26] = 3  # six more are wrong: mid-p .03
+    change(other, best.right() * ~np.isin(np.arange(N), range(20, 26)))  # six more are wrong: mid-p .03
     assert plot.differ(other.right(), best.right(), best)[2] < 0 < plot.differ(other.right(), best.right(), best, 10)[2]
 
 
 def test_an_encoder_that_guesses_is_never_the_best(woods):
     s = study(woods)
     run = s.one("zero_shot", "m-clip")
-    run.arrays["predicted"] = (run.arrays["true"] + np.arange(N) % 4) % 4
+    change(run, np.arange(N) % 4 == 0)
     verdicts = plot.judge(plot.entries(s, "0"), 0.02)
     assert names(verdicts) == {"m-clip": "guessing"} and plot.recommended(verdicts, s.speeds) is None
     assert "**No labels: none.** No encoder does better than guessing here." in plot.advise(s)[0]
@@ -152,12 +176,12 @@ def test_a_method_that_its_sibling_beats_is_not_shown(woods):
     s = study(woods)
     few = s.one("few_shot", "m-clip")
     assert plot.shown(s, "m-clip", "4").few == "text-init"
-    few.arrays["right"][1, few.metrics["methods"].index("linear")] = 1
+    change(few, 1, "4", "linear")
     assert plot.shown(s, "m-clip", "4").few == "linear" and plot.shown(s, "m-clip", "1").few == "text-init"
-    few.arrays["right"][0, few.metrics["methods"].index("tip")] = 1
+    change(few, 1, "1", "tip")
     assert "**1 label a class: take m-clip** (tip, from names and labels)" in "\n".join(plot.advise(s)[0])
     assert plot.shown(s, "m-fast", "1").few == "linear" and plot.shown(s, "m-fast", "2") is None
-    few.arrays["right"][2, few.metrics["methods"].index("text-init")] = 1  # all labels: the probe is beaten
+    change(few, 1, "32", "text-init")  # all labels: the probe is beaten
     assert plot.shown(s, "m-clip", "all").few == "text-init" and plot.shown(s, "m-best", "all").run.script == "linear_probe"
 
 
@@ -174,7 +198,7 @@ def test_labels_that_are_enough_are_shown_from_the_top_down(woods):
     (k4, gap, word), (k1, _, below) = plot.enough(few, 0.05)
     assert (k4, k1) == ("4", "1") and gap[0] == pytest.approx(-1 / 160) and word == "enough" and below == "too few"
     assert [word for *_, word in plot.enough(few, 0.02)] == ["cannot be told", ""]  # 160 images cannot show that .006 is below .02
-    few.arrays["right"][0] = few.arrays["right"][2]  # one label by luck as good as all
+    change(few, few.right("32"), "1")  # one label by luck as good as all
     assert [word for *_, word in plot.enough(few, 0.02)] == ["cannot be told", ""]
     line = next(line for line in plot.advise(s, 0.05)[0] if line.startswith("**How many labels a class**"))
     assert "m-clip 4 (1 lose accuracy: -0." in line
@@ -249,7 +273,8 @@ def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
     ]
     assert legend(drawn["methods-m-clip.png"]) == [f"{m}, {u}" for u in plot.UPSAMPLINGS for m in ("ML", "CS")]
     assert labels(drawn["wise_ft.png"].axes[0]) == ["m-clip, ml", "m-clip, cs", "m-best, ml", "m-fast, ml"]
-    assert len(drawn["prompts.png"].axes[0].get_yticks()) == 15 and len(drawn["zero_shot-m-clip.png"].axes) == 16
+    assert len(drawn["prompts.png"].axes[0].get_yticks()) == 15
+    assert drawn["upsampling.png"] == woods / "upsample/woods/eval.png" and drawn["zero_shot-m-clip.png"].suffix == ".png"
     titles = [ax.get_title() for ax in drawn["confusions.png"].axes]
     assert titles[:2] == ["ash → birch\n8 of 40", "elm → ash\n8 of 40"] and len(titles) == 2 * 4  # no empty third
     left, right = drawn["summary.png"].axes
@@ -493,7 +518,7 @@ def test_names_what_is_missing_and_draws_the_rest(woods, tmp_path, monkeypatch, 
     [
         (lambda f: f.write_text("{"), "cannot be read as JSON"),
         (lambda f: f.write_text("[]"), "not a result of these scripts"),
-        (lambda f: f.write_text(f.read_text().replace('"command"', '"order"')), "not a result of these scripts"),
+        (lambda f: f.write_text(f.read_text().replace('"command"', '"order"')), "not a whole result of these scripts"),
         (lambda f: f.with_suffix(".npz").unlink(), "m-clip.npz: missing"),
         (lambda f: f.with_suffix(".npz").write_bytes(b"PK"), "m-clip.npz: "),
     ],

@@ -17,7 +17,7 @@ from torch import nn
 import toy
 import upsample as sr
 import zero_shot
-from common import hold_out, load_data, load_images, native_size, upsample
+from common import _load_images as load_images, hold_out, load_data, native_size, upsample
 
 # ---- networks ---------------------------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ def test_training_keeps_both_generators_and_tells_the_steps(world, call):
     state = load_file("g.safetensors")
     assert set(state) == {f"{name}.{key}" for name in ("pixel", "srgan") for key in random_state(1, 4)}
     with safe_open("g.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["steps"]) == m["steps"]
+        assert json.loads(file.metadata()["about"])["steps"] == m["steps"]
     assert not list(Path().glob("*.ckpt")) and not torch.equal(state["pixel.conv3.0.weight"], state["srgan.conv3.0.weight"])
     # what is kept is what was validated: of the pixels the best, of the adversarial stage the last
     images = hold_out({"train": load_images(load_data("tiny"), "train", 96)}, 0)["val"]

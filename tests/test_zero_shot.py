@@ -18,7 +18,7 @@ import linear_probe
 import prompts
 import toy
 import zero_shot
-from common import evaluate, load_data, load_images, load_model, read_templates, wilson
+from common import _load_images as load_images, evaluate, load_data, load_model, read_templates, wilson
 
 
 def test_wilson_stays_between_0_and_1():
@@ -224,7 +224,7 @@ SCRIPTS = {  # the flags of each, and a word of what it prints
     few_shot: ("data model weights act prompts type classnames seed device precision batch out shots seeds", "text-init"),
     finetune: (
         "data model weights act prompts type classnames seed device precision out method head freeze epochs batch lr head-lr decay "
-        "train-bn no-augment seeds save restart profile load predict",
+        "train-bn no-augment seeds save restart load predict",
         "WiSE-FT",
     ),
 }
