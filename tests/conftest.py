@@ -12,6 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails at once
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # make may run the tests, and they run make
+    os.environ.pop(name, None)
 
 import toy
 
