@@ -2,6 +2,7 @@
 # make test          lint and tests
 # make check         the claims about the toy world, read from results/
 # make readme        the figures, table and advice of toy into pics/
+# make report        results/NAME.report.html: the answer, all results and figures, and how they were made, in one file; DATA=... as below
 # make clean         removes caches and figures; never data, weights or results
 # make help          these lines
 #
@@ -96,7 +97,7 @@ RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(C
 STAMP    := results/$(NAME).fingerprint
 SETTINGS := TUNE=$(TUNE) SRGAN=$(SRGAN) GROUPS=$(GROUPS)
 
-.PHONY: all study test check readme clean help
+.PHONY: all study test test-slow test-rest check readme report clean help
 .DELETE_ON_ERROR:
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
@@ -131,7 +132,7 @@ $(PROMPTS): results/prompts/%.json:
 	$(PYTHON) prompts.py $(WHERE) --model $(*F)$(COMMON) --out $@
 
 $(PROBES): results/linear_probe/%.json:
-	$(PYTHON) linear_probe.py $(WHERE) --model $(*F)$(COMMON) --save $(@:.json=.safetensors) --out $@
+	$(PYTHON) linear_probe.py $(WHERE) --model $(*F)$(COMMON) --save $(@:.json=.safetensors) --suspects $(@:.json=-suspects.csv) --out $@
 
 $(FEW_SHOT): results/few_shot/%.json:
 	$(PYTHON) few_shot.py $(WHERE) --model $(*F)$(COMMON) --out $@
@@ -178,13 +179,23 @@ weights/toy-imagenet.pt: | $(ENV)
 test: | $(TEST_ENV)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -q tests
+	$(MAKE) --no-print-directory -j2 test-slow test-rest
+
+# at the same time, each on a core of its own
+SLOW := $(wildcard tests/test_m*.py tests/test_p*.py)
+test-slow:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $(SLOW)
+test-rest:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $(filter-out $(SLOW),$(wildcard tests/test_*.py))
 
 check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
 
 readme: | $(ENV)
 	$(PYTHON) plot.py --data toy --to pics --readme pics/README.md
+
+report: | $(ENV)
+	$(PYTHON) bench/report.py --data $(NAME) --margin $(MARGIN)
 
 clean:
 	rm -rf cache figures .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -17,7 +17,8 @@ A script calls these, in about this order. What starts with _ can wait.
                                       snapshot (copies what training changes) and read_checkpoint (looks before hours are spent)
     save_weights(file, tensors, about(data, model, images, seed))     the one format of saved heads and networks
     read_weights(file) -> about, tensors
-    name_pictures(model, files, head, labels)         classifies any pictures and prints the ranking
+    use_saved(args)                   --load FILE with --predict or --export
+    name_pictures(model, files, head, labels)         classifies any pictures: prints the ranking, or writes a CSV
 
 And these, where they are needed:
 
@@ -26,6 +27,7 @@ And these, where they are needed:
     atomic, read_json, write_json, save_tensors       files that are whole or absent
     digest, file_sha256, code_version                 keys of caches, and what a record says of the code
     accuracy_interval, paired_difference, wilson, normal_quantile, few_tested         what few test images are worth
+    calibrate, measure_calibration, conformal_scores  confidences, and sets of classes, that mean what they say
     read_result(file) -> record, arrays               what report wrote
     find_copies(test, train)          which pictures of one split are in another
     read_templates(prompts)           what --prompts and --templates name
@@ -46,6 +48,7 @@ import csv
 import difflib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -234,11 +237,18 @@ _FLAGS = {
         choices=("auto", "float32", "bf16", "fp16"), default="auto", help="autocast (%(default)s: 16 bit where the hardware is fast at it)"
     ),
     "batch": dict(type=at_least(1), help="images at a time on the device (256; 32 where a CPU works on large ones)"),
+    "alpha": dict(type=float, default=0.1, help="share of images whose set of classes may lack the true one (%(default)s)"),
+    "reject": dict(type=float, metavar="P", help="say what is left of test where a confidence below P is refused (not said)"),
     "out": dict(
         type=ending(".json"),
         metavar="FILE.json",
         help="write the result here as JSON, and predictions, if it makes any, beside it as .npz (only print)",
     ),
+    "load": dict(metavar="FILE", help="for --predict or --export: what --save wrote, here or in the other script that saves"),
+    "predict": dict(nargs="+", metavar="IMAGE", help="name the classes of these pictures, and of those in these folders"),
+    "export": dict(type=ending(".onnx"), metavar="FILE.onnx", help="make one ONNX graph, from pixels to probabilities"),
+    "csv": dict(type=ending(".csv"), metavar="FILE.csv", help="write a row for each picture, instead of printing"),
+    "bom": dict(action="store_true", help="mark the CSV as UTF-8, which some spreadsheets need"),
 }
 
 
@@ -255,6 +265,9 @@ def load(args, features=None, union=False):
     First all that can be mistyped, then what may be downloaded. `features` and `union` as in load_model and load_data.
     data.templates are those of --prompts, and data.chosen_with counts the labelled images that chose them.
     """
+    for flag in ("alpha", "reject"):
+        if not 0 < (0.5 if (value := getattr(args, flag, None)) is None else value) < 1:
+            fail(f"--{flag} {value:g}: must lie between 0 and 1")
     # the cheap part: folders, captions, the name of the model
     data = load_data(args.data, args.classnames, args.type, args.seed, union, args.groups)
     prompts = getattr(args, "prompts", None)
@@ -692,14 +705,15 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
 _LEVEL = 0.95  # of every interval
 _RESAMPLES = 20_000  # of the class bootstrap, which decides nothing
 _FEWEST = 10  # classes below which redrawing them says nothing
+_BORROWED = 4  # images of other classes by which the spread of each is judged too; of 0 to 4 the one whose intervals hold best
 _UNEVEN = 0.05  # how far mean per class may lie below top-1 without a word
 
 
 def evaluate(logits, labels, classes, clusters=None, pairs=10):
     """Metrics of logits (N, C) against labels (N,): accuracies in 0..1; mean_per_class over the classes that have images.
 
-    top1_ci95 is that of `accuracy_interval`, top1_ci95_other_classes of `other_classes`; top5 is None up to five classes.
-    largest_class is what always naming the commonest class would get. confusions: the most frequent (true, predicted, count,
+    top1_ci95, mean_per_class_ci95 are of `accuracy_interval`, top1_ci95_other_classes of `other_classes`; top5 is None up to five
+    classes. largest_class is what always naming the commonest class would get. confusions: the most frequent (true, predicted, count,
     share of that true class's images).
     """
     # the rank of each true class, in parts, because a comparison of all logits may not fit into memory
@@ -723,6 +737,7 @@ def evaluate(logits, labels, classes, clusters=None, pairs=10):
         "top1_ci95_other_classes": _other_classes(correct, true),
         "top5": (torch.cat(rank) < 5).double().mean().item() if len(classes) > 5 else None,
         "mean_per_class": (hits / np.maximum(counts, 1))[counts > 0].mean().item(),
+        "mean_per_class_ci95": accuracy_interval(correct, true, clusters, per_class=True),
         "chance": 1 / len(classes),
         "largest_class": counts.max().item() / len(true),
         "confusions": [{"true": classes[t], "predicted": classes[p], "count": n, "share": n / counts[t].item()} for t, p, n in worst],
@@ -742,10 +757,12 @@ def _print_metrics(m):
         print("other classes           95 % interval {:.3f} to {:.3f}, were these classes drawn anew".format(*m["top1_ci95_other_classes"]))
     if m["top5"] is not None:
         print(f"top-5           {m['top5']:.3f}")
-    print(f"mean per class  {m['mean_per_class']:.3f}")
+    print("mean per class  {:.3f}   95 % interval {:.3f} to {:.3f}".format(m["mean_per_class"], *m["mean_per_class_ci95"]))
     print(f"chance          {m['chance']:.3f}   by guessing; always naming the largest class: {m['largest_class']:.3f}")
     if m["mean_per_class"] < m["top1"] - _UNEVEN:
         print("note: mean per class lies far below top-1: large classes are named right, small ones are not")
+    if "calibration" in m:
+        _print_calibration(m["calibration"])
     if m["confusions"]:
         print("most confused (true -> predicted: images, share of the true class)")
     for c in m["confusions"]:
@@ -774,8 +791,10 @@ def wilson(p, n, z=None):
     return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
 
 
-def _variance_of_mean(values, labels, clusters):
+def _variance_of_mean(values, labels, clusters, weights=1.0):
     """(variance, degrees of freedom, clusters) of the mean of values (N,) when each class's clusters are drawn anew.
+
+    With `weights` (N,) of images, 1 on average, clusters are as many equal ones as would count as much (Kish).
 
     The classes are the user's own and stay; clusters (N,) are images that depend on each other, such as frames of one video.
     A class of a single cluster tells nothing of its spread, so such classes form one class together. Degrees by Satterthwaite.
@@ -786,28 +805,40 @@ def _variance_of_mean(values, labels, clusters):
     stratum = np.where(alone, -1, stratum) if alone.sum() != 1 else np.zeros_like(stratum)
     stratum = np.unique(stratum, return_inverse=True)[1]
     of_image = stratum[member]
-    mean = np.bincount(of_image, values) / np.bincount(of_image)
-    sums = np.bincount(member, values - mean[of_image])
+    weights = np.broadcast_to(weights, values.shape)
+    mean = np.bincount(of_image, weights * values) / np.bincount(of_image, weights)
+    sums = np.bincount(member, weights * (values - mean[of_image]))
     free = np.maximum(np.bincount(stratum) - 1, 1)
     parts = np.bincount(stratum, sums * sums) * (1 + 1 / free) / len(values) ** 2
+    alike = len(first)
+    if (weights != 1).any():  # a class of few images, all right, is not known to be perfect: it borrows from the others
+        alike = len(values) ** 2 / (np.bincount(member, weights) ** 2).sum()
+        unit = np.bincount(of_image, weights**2) / len(values) ** 2  # the variance where an image's is 1
+        usual = np.average(parts / unit, weights=np.bincount(of_image))
+        parts, free = unit * (free * parts / unit + _BORROWED * usual) / (free + _BORROWED), free + _BORROWED
     df = parts.sum() ** 2 / (parts**2 / free).sum() if parts.any() else math.inf
-    return parts.sum(), max(df, 3.0), len(first)
+    return parts.sum(), max(df, 3.0), alike
 
 
-def accuracy_interval(right, labels, clusters=None, z=None):
+def accuracy_interval(right, labels, clusters=None, z=None, per_class=False):
     """95 % interval of the mean of `right`, (N,) or of S draws of the labels learnt from (S, N), values in 0..1.
 
-    Over images, drawn anew within each class (their clusters where they have some), and over draws. Wilson's interval for
+    With `per_class` that of the mean over classes of their means, in which classes of few images weigh more than these can tell. It is
+    over images, drawn anew within each class (their clusters where they have some), and over draws. Wilson's interval for
     the number of independent images that would vary as much (Kish's effective sample size), with Student's quantile; the
     spread of S draws is added in quadrature. bench/coverage.py shows how often it holds.
     """
     z, labels = z or normal_quantile(), np.asarray(labels)
     draws = np.atleast_2d(np.asarray(right, float))
     values, clusters = draws.mean(0), np.arange(len(labels)) if clusters is None else clusters
-    p = values.mean()
-    variance, df, independent = _variance_of_mean(values, labels, clusters)
+    weights = np.ones(len(labels))
+    if per_class:
+        _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        weights = len(labels) / (len(counts) * counts[index])
+    p = (weights * values).mean()
+    variance, df, independent = _variance_of_mean(values, labels, clusters, weights)
     low, high = wilson(p, p * (1 - p) / variance if variance > 0 else independent, _student_quantile(z, df))
-    wide = _spread_of_draws(draws.mean(1), z)
+    wide = _spread_of_draws((weights * draws).mean(1), z)
     return [max(0.0, p - math.hypot(p - low, wide)), min(1.0, p + math.hypot(high - p, wide))]
 
 
@@ -871,6 +902,111 @@ def _other_classes(correct, labels, seed=0):
         drawn = rng.multinomial(len(classes), share, _RESAMPLES // 10)  # (draws, C)
         means.append((drawn @ hits) / (drawn @ counts))
     return np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
+
+
+# ---- calibration: fitted on held-out images, measured on test -----------------------------------------------------------
+
+_BINS = 15  # of confidence, with equally many images (Nguyen and O'Connor 2015; Kumar et al. 2019)
+
+
+def fit_temperature(logits, labels):
+    """T for which softmax(logits / T) suits the labels best, of logits (N, C), labels (N,) of held-out images (Guo et al. 2017).
+
+    Labels are smoothed by 1 in N + 1, as if one more image had been named at random: N right answers are no proof that T is 0.
+    Cross-entropy is convex in 1/T, so its slope is bisected, within four decades around the spread of the logits.
+    """
+    logits = logits - logits.mean(1, keepdim=True)
+    wanted = logits.gather(1, labels[:, None]).double().sum().item() / (len(labels) + 1)
+    spread = max(logits.square().mean().sqrt().item(), 1e-12)
+    low, high = -2.0, 2.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        parts = (part.double() for part in logits.split(1024))
+        given = sum(((x * (10**middle / spread)).softmax(1) * x).sum().item() for x in parts) / len(labels)
+        low, high = (middle, high) if given < wanted else (low, middle)
+    return spread / 10 ** ((low + high) / 2)
+
+
+def conformal_scores(p):
+    """{"lac", "aps"}: how ill each class suits an image of probabilities p, all (N, C); its set are the classes up to a quantile.
+
+    lac: 1 - p (Sadinle, Lei and Wasserman 2019). aps: the probability of all classes before it, the likeliest first (Romano, Sesia and
+    Candes 2020, without randomisation): of that one 0, so that no set is empty, and sets hold rather more than they promise.
+    """
+    ordered, order = p.sort(dim=1, descending=True, stable=True)
+    return {"lac": 1 - p, "aps": torch.empty_like(p).scatter_(1, order, (ordered.cumsum(1) - ordered).clamp(0, 1))}
+
+
+def conformal_quantile(scores, alpha):
+    """The ceil((n + 1)(1 - alpha))-th smallest of scores (n,), which another one exceeds with probability alpha; 1, all, of too few."""
+    place = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
+    return scores.sort().values[place - 1].item() if place <= len(scores) else 1.0
+
+
+def _probabilities(logits, labels, temperature):
+    """(probabilities (B, C), labels (B, 1)), a block of logits (N, C) at a time."""
+    for part, y in zip(logits.split(1024), labels.split(1024)):
+        yield (part.double() / temperature).softmax(1), y[:, None]
+
+
+def calibrate(logits, labels, alpha, source):
+    """{"temperature", "alpha", "lac", "aps", "images", "source"}: T, and quantiles of `conformal_scores`, of held-out images `source`."""
+    logits, labels = logits.cpu(), labels.cpu()
+    temperature = fit_temperature(logits, labels)
+    scores = [{kind: s.gather(1, y) for kind, s in conformal_scores(p).items()} for p, y in _probabilities(logits, labels, temperature)]
+    quantiles = {kind: conformal_quantile(torch.cat([s[kind] for s in scores]).ravel(), alpha) for kind in scores[0]}
+    return {"temperature": temperature, "alpha": alpha, **quantiles, "images": len(labels), "source": source}
+
+
+def reliability(confidence, right):
+    """[[mean confidence, accuracy, images]] of _BINS bins of confidence (N,), equally large; what is equal shares one."""
+    order = np.argsort(confidence, kind="stable")
+    confidence, right = confidence[order], right[order]
+    place = np.searchsorted(confidence, confidence) * _BINS // len(order)
+    return [[confidence[place == b].mean().item(), right[place == b].mean().item(), int((place == b).sum())] for b in np.unique(place)]
+
+
+def measure_calibration(fitted, logits, labels, classes, clusters, reject=None):
+    """Metrics on test, logits (N, C) and labels (N,), of what `calibrate` has fitted; clusters (n,) are those of the held-out images.
+
+    ece: the bins' mean gap between confidence and accuracy, ece_chance that of a perfect model. brier: sum over classes. reject:
+    [share kept, its accuracy] where the least confident are refused; kept: the same where those below `reject` are.
+    """
+    logits, labels, m = logits.cpu(), labels.cpu(), {**fitted, "clusters": len(np.unique(clusters))}
+    right = logits.numpy().argmax(1) == labels.numpy()
+    for name, temperature in (("_before", 1.0), ("", fitted["temperature"])):  # what comes below takes the latter
+        parts = [(p.amax(1), p.square().sum(1) + 1 - 2 * p.gather(1, y)[:, 0]) for p, y in _probabilities(logits, labels, temperature)]
+        confidence, brier = (torch.cat(values).numpy() for values in zip(*parts))
+        m[f"reliability{name}"] = bins = reliability(confidence, right)
+        m[f"ece{name}"], m[f"brier{name}"] = sum(n * abs(c - a) for c, a, n in bins) / len(right), brier.mean().item()
+    for kind in ("lac", "aps"):
+        sets = ((conformal_scores(p)[kind] <= fitted[kind], y) for p, y in _probabilities(logits, labels, temperature))
+        true, size = (torch.cat(values).double() for values in zip(*((s.gather(1, y)[:, 0], s.sum(1)) for s, y in sets)))
+        each = {c: true[labels == i].mean().item() for i, c in enumerate(classes) if (labels == i).any()}
+        m[kind] = {"coverage": true.mean().item(), "size": size.mean().item(), "per_class": each}
+    m["ece_chance"] = sum(math.sqrt(2 / math.pi * n * c * (1 - c)) for c, _, n in bins) / len(right)
+    order = np.argsort(-confidence, kind="stable")
+    m["reject"] = [[k / len(order), right[order[:k]].mean().item()] for k in (-(-len(order) * i // 20) for i in range(1, 21))]
+    if reject:
+        sure = confidence >= reject
+        m["kept"] = {"from": reject, "share": sure.mean().item(), "accuracy": right[sure].mean().item() if sure.any() else None}
+    return m
+
+
+def _print_calibration(m):
+    """What `measure_calibration` found, for people."""
+    like = f", which come in {counted(m['clusters'], 'cluster')}" if m["clusters"] < m["images"] else ""
+    print(f"temperature     {m['temperature']:.3f}   fitted on {counted(m['images'], 'image')}, {m['source']}; what follows is of test")
+    print("ECE             {ece:.3f}   before {ece_before:.3f}, of these by chance {ece_chance:.3f};".format(**m), end=" ")
+    print("Brier score {brier:.3f}, before {brier_before:.3f}".format(**m))
+    for kind in ("lac", "aps"):
+        least, value = min(m[kind]["per_class"].items(), key=lambda item: item[1])
+        print(f"{kind.upper()} sets        {m[kind]['coverage']:.3f}   hold the true class, for {1 - m['alpha']:g}", end=" wanted; ")
+        print(f"{m[kind]['size']:.2f} classes on average; least of {least}: {value:.3f}")
+    print(f"note: this holds over all classes together, for images like these{like}")
+    if kept := m.get("kept"):
+        print(f"kept            {kept['share']:.3f}   of test, from confidence {kept['from']:g} on; accuracy of these", end=" ")
+        print("none" if kept["accuracy"] is None else f"{kept['accuracy']:.3f}")
 
 
 # ---- results ----------------------------------------------------------------------------------------------------
@@ -1213,24 +1349,98 @@ def read_weights(path):
     return about, tensors
 
 
-def name_pictures(model, files, head, labels, most=None):
-    """Print, for each of the picture files, the `labels` (C,) by their probability, all or `most` of them.
+def use_saved(args, batch=None):
+    """What --load FILE is for: --predict names pictures with it, on the screen or into --csv; --export makes an ONNX graph of it.
 
-    head(features (B, D) on the device) -> logits (B, C). Fails where a picture cannot be read.
+    FILE is what --save of linear_probe.py (a head) or finetune.py (a whole network) wrote. Fails where it is anything else, or a
+    head of other weights. A temperature and prediction sets are used where the file holds a calibration.
     """
-    pixels = []
-    for file in files:
+    told, tensors = read_weights(args.load)
+    if "classes" not in told:
+        fail(f"{args.load}: not written by --save of linear_probe.py or finetune.py")
+    whole = "method" in told  # else the head alone
+    if whole and (args.weights or args.act):
+        fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
+    weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and told["act"]) or None)
+    where = ("cpu", weights, "float32") if args.export else (args.device, weights, args.precision)
+    model = load_model(told["model"], *where, act, told["features"], batch)
+    if not whole and model.sha256 != told["sha256"]:
+        fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
+
+    # a linear layer on features as they come or of unit length, or captions
+    if unit := told.get("method") == "cs":
+        weight = model.net.logit_scale.clamp(max=math.log(100)).exp() * model.classifier(told["words"], told["prompts"], told["type"])
+        bias = torch.zeros(len(weight), device=model.device)
+    else:
+        unit = told.get("unit")
+        weight, bias = (tensors[f"head.{part}"].to(model.device) for part in ("weight", "bias"))
+
+    def head(f):
+        return F.linear(F.normalize(f, dim=1) if unit else f, weight, bias)
+
+    calibration = told.get("calibration") or {}
+    if args.export:
+        return _export(model, head, told["classes"], calibration.get("temperature", 1.0), args.export)
+    name_pictures(model, args.predict, head, told["classes"], 5, calibration, args.csv, args.bom)
+
+
+def name_pictures(model, files, head, labels, most=None, calibration=None, table=None, bom=False):
+    """Print, for each of the pictures, the `labels` (C,) by their probability, all or `most` of them; or write the CSV `table`.
+
+    `files` are pictures and folders of them, at any depth and of any number: two batches are in memory. head(features (B, D) on the
+    device) -> logits (B, C), which are divided by the temperature of the `calibration`; its "lac" makes prediction sets: all labels
+    with 1 - probability <= lac (Sadinle, Lei and Wasserman 2019). The table has a row for each picture: path, label, probability, four
+    more labels and theirs, the set, and why it cannot be read; on the screen such a picture ends the program.
+    `bom` marks it as UTF-8 for spreadsheets.
+    """
+    calibration, paths = calibration or {}, []
+    for file in map(Path, files):
+        inside = [str(file / path) for path, *_ in _Folder(file).files(file)] if file.is_dir() else [str(file)]
+        paths += inside or fail(f"{file}: holds no pictures")
+
+    def read(path):
         try:
-            pixels.append(_read_image(file, model.size)[0])
+            return _read_image(path, model.size)[0], ""
         except Exception as error:
-            fail(f"{file}: not a picture that can be read: {why(error)}")
-    pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        logits = [head(model.finite(model.encode_image(x), "features")) for x in pixels.split(model.batch)]
-    for file, p in zip(files, torch.cat(logits).softmax(1).cpu()):
-        print(file)
-        for i in p.argsort(descending=True, stable=True)[:most].tolist():
-            print(f"  {p[i]:6.3f}  {labels[i]}")
+            return None, why(error)
+
+    def named():
+        """(path, probabilities float64 (C,) or None, why not), each batch read while the one before is named."""
+        with ThreadPoolExecutor() as pool:
+            ahead = ()
+            for start in range(0, len(paths) + model.batch, model.batch):
+                ready, ahead = ahead, [(path, pool.submit(read, path)) for path in paths[start : start + model.batch]]
+                ready = [(path, *future.result()) for path, future in ready]
+                if pixels := [x for _, x, _ in ready if x is not None]:
+                    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+                    with torch.no_grad():
+                        logits = head(model.finite(model.encode_image(x), "features")).cpu().double()
+                    p = iter((logits / calibration.get("temperature", 1.0)).softmax(1))
+                yield from ((path, None if x is None else next(p), reason) for path, x, reason in ready)
+
+    rows, unreadable = progress(named(), f"{model.name} pictures", "img", len(paths)), 0
+    if not table:
+        for path, p, reason in rows:
+            if p is None:
+                fail(f"{path}: not a picture that can be read: {reason}")
+            print(path)
+            for i in p.argsort(descending=True, stable=True)[:most].tolist():
+                print(f"  {p[i]:6.3f}  {labels[i]}")
+        return
+    encoding = "utf-8-sig" if bom else "utf-8"
+    with atomic(table) as temporary, open(temporary, "w", encoding=encoding, errors="backslashreplace", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        more = [f"{what}{i}" for i in range(2, 6) for what in ("label", "probability")]
+        lines.writerow(["path", "label", "probability", *more, "set", "error"])
+        for path, p, reason in rows:
+            cells, within = [], []
+            if p is not None:
+                high, order = (t.tolist() for t in p.sort(descending=True, stable=True))
+                cells = [cell for i, q in zip(order[:5], high) for cell in (labels[i], f"{q:.6f}")]
+                within = [labels[i] for i, q in zip(order, high) if "lac" in calibration and 1 - q <= calibration["lac"]]
+            lines.writerow([path, *cells, *[""] * (10 - len(cells)), " | ".join(within), reason])
+            unreadable += p is None
+    print(f"{counted(len(paths), 'picture')}, {unreadable:,} unreadable: {table}")
 
 
 # =================================================================================================================
@@ -1705,6 +1915,7 @@ def find_copies(test, train, device="cpu", block=_BLOCK):
     `copies` are dicts: positions `test` and `train`, `similarity` above COPY, whether `mirrored`, whether `same_label`; for a
     test image its best match of its own label and its best match of another, where there are such. `look_alike` is boolean (N,).
     A copy may be mirrored, resized, saved as JPEG or brightened. Cut by up to 2 % a side half are found, by 5 % nearly none.
+    Where both are the same object no image is a copy of itself, and look_alike says nothing.
     """
     found, alike = [], torch.zeros(len(test.rows), dtype=torch.bool)
     for first, x in _thumbnail_blocks(test, device, block):
@@ -1713,6 +1924,8 @@ def find_copies(test, train, device="cpu", block=_BLOCK):
         look = torch.zeros_like(best[True][0])
         for start, y in _thumbnail_blocks(train, device, block):
             cosine, mirrored = _similarity(mark, _marks(y))
+            if test is train and start == first:
+                cosine.fill_diagonal_(0)
             same_label = labels[:, None] == train.labels[start : start + len(y)].to(device)
             for same, (high, where, turned) in best.items():
                 value, i = cosine.masked_fill(same_label != same, 0).max(1)
@@ -1941,3 +2154,39 @@ def _imagenet_network(name, state):
     if not whole:
         net.load_state_dict(state)
     return net, size, getattr(last, "in_features", None) or last.in_channels, tuple(transform.mean), tuple(transform.std)
+
+
+def _export(model, head, classes, temperature, path):
+    """Write one ONNX graph: uint8 pictures (B, 3, size, size) -> probabilities (B, C) float32, for any B.
+
+    In it are the normalisation, the encoder, the head and the softmax at the temperature; not the resizing, which its metadata
+    describe beside the classes. Fails where the packages that make it are absent.
+    """
+    try:
+        import onnx  # noqa: F401  (both are torch's need)
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        fail(f"--export needs more packages: pip install onnx onnxscript ({why(error)})")
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual = model.visual
+
+        def forward(self, pictures):
+            x = (pictures.float() / 255 - model.shift) / model.scale
+            return (head(self.visual(x).float()) / temperature).softmax(1)
+
+    example = torch.zeros(2, 3, model.size, model.size, dtype=torch.uint8)
+    shapes = {"pictures": {0: torch.export.Dim("batch")}}
+    names = {"input_names": ["pictures"], "output_names": ["probabilities"]}
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it leaves as it is
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of its own parts, which are being renamed
+        graph = torch.onnx.export(Whole().eval(), (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    resize = "short side to size (bicubic, antialiased), then the centre size x size; RGB"
+    told = {"model": model.name, "classes": classes, "size": model.size, "resize": resize, "mean": model.mean, "std": model.std}
+    graph.model.metadata_props.update({key: json.dumps(value) for key, value in (told | {"temperature": temperature}).items()})
+    with atomic(path) as temporary:
+        graph.save(temporary, external_data=False)
+    print(f"exported {path}: uint8 pictures (B, 3, {model.size}, {model.size}) to probabilities (B, {len(classes)})")

@@ -82,10 +82,17 @@ def span(x):
     return torch.linalg.qr(a.cpu() if a.device.type == "mps" else a).Q.to(a.device)  # mps has none, or a very slow one
 
 
-def logistic(x, y, origin, l2, steps=300):
+def equal_say(y):
+    """Weights (n,) of images with labels y (n,), 1 on average, by which all classes have as much to say."""
+    each = 1 / torch.bincount(y)[y]
+    return each / each.mean()
+
+
+def logistic(x, y, origin, l2, steps=300, balance=False):
     """Weights w (S, D, C) that minimise the mean cross-entropy of x @ w + l2/2 |w - origin|^2, by L-BFGS.
 
-    x (S, n, D), y (n,), origin (S, D, C), l2 a number or (S, 1, 1). Each gradient lies in the span of the images, so w - origin
+    x (S, n, D), y (n,), origin (S, D, C), l2 a number or (S, 1, 1); with `balance`, images
+    count by `equal_say`. Each gradient lies in the span of the images, so w - origin
     does too (representer theorem). The gradient is written out, so that only a block of logits is held at a time.
     """
     basis = span(x)
@@ -94,16 +101,17 @@ def logistic(x, y, origin, l2, steps=300):
         x, origin = x @ basis, basis.transpose(1, 2) @ origin
     w = origin.clone()
     w.grad = torch.zeros_like(w)
+    each = equal_say(y).to(x) if balance else torch.ones_like(x[0, :, 0])
     images, rows = y.expand(len(x), -1)[:, :, None], max(1, BLOCK // (len(x) * w.shape[2]))
     optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def closure():
         w.grad.copy_(l2 * (w - origin))
         value = (l2 / 2 * (w - origin).square()).sum()
-        for x_rows, y_rows in zip(x.split(rows, 1), images.split(rows, 1)):
+        for x_rows, y_rows, say in zip(x.split(rows, 1), images.split(rows, 1), each[:, None].split(rows)):
             p = (x_rows @ w).log_softmax(2)
-            value -= p.gather(2, y_rows).sum() / len(y)
-            p = p.exp_().scatter_add_(2, y_rows, p.new_full(y_rows.shape, -1))
+            value -= (p.gather(2, y_rows) * say).sum() / len(y)
+            p = p.exp_().scatter_add_(2, y_rows, p.new_full(y_rows.shape, -1)).mul_(say)
             w.grad.baddbmm_(x_rows.transpose(1, 2), p, alpha=1 / len(y))
         return value
 
@@ -111,13 +119,13 @@ def logistic(x, y, origin, l2, steps=300):
     return w if basis is None else whole + basis @ (w - origin)
 
 
-def linear(x, y, classes, l2=L2):
+def linear(x, y, classes, l2=L2, balance=False):
     """A linear layer that knows nothing of captions: mean cross-entropy + l2/2 |w|^2, from zero.
 
     Features are centred on the training images of their draw: those of an encoder share a large common part.
     """
     mean = x.mean(1, keepdim=True)
-    w = logistic(standardise(x, mean), y, x.new_zeros(len(x), x.shape[2] + 1, classes), l2)
+    w = logistic(standardise(x, mean), y, x.new_zeros(len(x), x.shape[2] + 1, classes), l2, balance=balance)
     return lambda x_test: standardise(x_test, mean) @ w
 
 
@@ -158,11 +166,11 @@ def from_captions(mean, size, z, scale):
     return torch.cat([scale * size * z, scale * mean @ z], 1)
 
 
-def pulled(x, y, z, scale, l2, steps=300):
+def pulled(x, y, z, scale, l2, steps=300, balance=False):
     """`linear`, except that its penalty is l2/2 |w - scale * z|^2 instead of l2/2 |w|^2."""
     mean = x.mean(1, keepdim=True)
     size = (x - mean).norm(dim=2).mean(1)[:, None, None]
-    w = logistic(standardise(x, mean), y, from_captions(mean, size, z, scale), l2, steps)
+    w = logistic(standardise(x, mean), y, from_captions(mean, size, z, scale), l2, steps, balance)
     return lambda x_test: standardise(x_test, mean) @ w
 
 
@@ -175,7 +183,7 @@ def parts(y):
     return torch.where(sizes[y] > 1, place % (4 if sizes.max() >= 4 else 2), -1)
 
 
-def held_out(x, y, z, candidates):
+def held_out(x, y, z, candidates, balance=False):
     """(len(candidates), S): cross-entropy, at its best scale, of each (scale, l2) on labels held out, part by part until ENOUGH."""
     part, labels, tried = parts(y), [], [[] for _ in candidates]
     for p in range(part.max() + 1):
@@ -183,14 +191,14 @@ def held_out(x, y, z, candidates):
         out = out[spaced(out)]
         seen = part != p
         for logits, (scale, l2) in zip(tried, candidates):
-            logits.append(pulled(x[:, seen], y[seen], z, scale, l2, STEPS)(x[:, out]))
+            logits.append(pulled(x[:, seen], y[seen], z, scale, l2, STEPS, balance)(x[:, out]))
         labels.append(y[out])
         if sum(map(len, labels)) >= ENOUGH:
             break
     return torch.stack([calibrate(torch.cat(logits, 1), torch.cat(labels))[1].ravel() for logits in tried])
 
 
-def text_init(x, y, z, trust=None):
+def text_init(x, y, z, trust=None, balance=False):
     """Softmax regression whose weights start from the captions and are pulled back to them, as hard as these deserve it.
 
     It minimises mean cross-entropy + l2/2 |w - share * scale * z|^2, of the images and with the L2 of `linear`, which is what share 0
@@ -205,9 +213,9 @@ def text_init(x, y, z, trust=None):
     candidates = [(share * scale, L2 * firm**firmness) for share, firmness in ([trust] if trust else TRUST)]
     chosen = torch.full((len(x),), len(candidates) - 1, device=x.device)
     if len(candidates) > 1 and torch.bincount(y).max() > 1:
-        chosen = held_out(x, y, z, candidates).argmin(0)
+        chosen = held_out(x, y, z, candidates, balance).argmin(0)
     scale, l2 = (torch.stack(c)[chosen, torch.arange(len(x), device=x.device)] for c in zip(*candidates))
-    return pulled(x, y, z, scale, l2)
+    return pulled(x, y, z, scale, l2, balance=balance)
 
 
 # ---- the sweep ----------------------------------------------------------------------------------------------------------
@@ -282,6 +290,8 @@ def main():
     shots = [1, 2, 4, 8, 16, 32, 64, 128]
     parser.add_argument("--shots", nargs="+", type=at_least(1), default=shots, metavar="K", help="labels a class (%(default)s)")
     parser.add_argument("--seeds", type=at_least(1), default=5, metavar="N", help="draws of the labels, from --seed on (%(default)s)")
+    told = "in the loss of linear and text-init, a class with fewer than k images has as much to say as any (no)"
+    parser.add_argument("--balance", action="store_true", help=told)
     args = parser.parse_args()
     args.shots = sorted(set(args.shots))
 
@@ -299,13 +309,13 @@ def main():
     # the methods: labels alone, and where there are captions these too
     methods = {
         "class-mean": lambda x, y: class_mean(x, y, classes),
-        "linear": lambda x, y: linear(x, y, classes),
+        "linear": lambda x, y: linear(x, y, classes, balance=args.balance),
     }
     metrics = {"chance": 1 / classes, "draw": draw.__doc__.strip(), "short_classes": short}
     if model.has_text:
         z = model.classifier(data.words, data.templates, data.type)
         methods["tip"] = lambda x, y: tip(x, y, z, model.logit_scale)
-        methods["text-init"] = lambda x, y: text_init(x, y, z)
+        methods["text-init"] = lambda x, y: text_init(x, y, z, balance=args.balance)
         # captions chosen with labels give no zero-shot number
         name = "chosen prompts" if data.chosen_with else "zero-shot"
         m = evaluate(x_test @ z.T, y_test, data.classes, images["test"].clusters)
@@ -321,9 +331,15 @@ def main():
     print_table(table, taken, draws, len(labels))
     metrics |= {"methods": list(methods), "labels": taken, "draws": draws, **table}
     rows = [
-        {"method": f"few-shot, {method}", "labels": k, "labels_used": max(taken[k], data.chosen_with), "right": right[i, j]}
+        {
+            "method": f"few-shot, {method}" + weighed * ", balanced",
+            "labels": k,
+            "labels_used": max(taken[k], data.chosen_with),
+            "right": right[i, j],
+        }
         for i, k in enumerate(shots)
         for j, method in enumerate(methods)
+        for weighed in (args.balance and method in ("linear", "text-init"),)
     ]
     report(args, data, model, images, metrics, labels_used=max(len(labels), data.chosen_with), rows=rows)
 

@@ -25,6 +25,7 @@ from common import (
     about,
     add_flags,
     at_least,
+    calibrate,
     counted,
     digest,
     ending,
@@ -35,8 +36,7 @@ from common import (
     half_epochs,
     hold_out,
     load,
-    load_model,
-    name_pictures,
+    measure_calibration,
     paired_difference,
     progress,
     read_checkpoint,
@@ -46,6 +46,7 @@ from common import (
     snapshot,
     some,
     spelled,
+    use_saved,
 )
 
 # ---- augmentation: one warp for flip, rotation, perspective and upsampling, then blur --------------------------------
@@ -213,7 +214,7 @@ def interpolate(start, end, alpha):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames groups seed device precision out")
+    add_flags(parser, "data model weights act prompts type classnames groups seed device precision alpha reject out")
     parser.add_argument("--method", choices=("ml", "cs"), default="ml", help="linear layer, or captions (%(default)s)")
     parser.add_argument("--head", help="ml starts from: text, random, or a FILE of linear_probe.py --save (text for CLIP, else random)")
     parser.add_argument("--freeze", action="store_true", help="train the head alone, of an encoder as it is")
@@ -230,11 +231,13 @@ def arguments():
     save = "keep the weights that are best on validation, of the first seed (not kept)"
     parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
     parser.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left a checkpoint")
-    parser.add_argument("--load", metavar="FILE", help="for --predict: what --save wrote, here or in linear_probe.py")
-    parser.add_argument("--predict", nargs="+", metavar="IMAGE", help="name the classes of these pictures")
+    parser.add_argument("--balance", action="store_true", help="in the loss, a class of few images has as much to say as any (no)")
+    add_flags(parser, "load predict csv bom export")
     args = parser.parse_args()
-    if bool(args.load) != bool(args.predict):
-        parser.error("--load and --predict belong together")
+    if bool(args.load) != (bool(args.predict) != bool(args.export)):
+        parser.error("--load belongs to either --predict or --export")
+    if (args.csv and not args.predict) or (args.bom and not args.csv):
+        parser.error("--csv is for --predict, --bom for --csv")
     if args.method == "cs" and (args.head or args.freeze):
         parser.error("--head and --freeze are for ml: cs has no head but the captions and their temperature")
     if args.freeze and args.train_bn:
@@ -242,38 +245,20 @@ def arguments():
     if not (0 <= args.lr < 1 and 0 <= args.head_lr < 1 and 0 <= args.decay < 10):
         parser.error("--lr and --head-lr must lie in 0 to 1, --decay in 0 to 10")
     if args.load and (args.head or args.save or args.out):
-        parser.error("--load only predicts: --head, --save and --out are for training")
+        parser.error("--load only predicts or exports: --head, --save and --out are for training")
     return args
 
 
-def read_saved(args):
-    """(what it says of itself, tensors) of the file of --head or --load, or ({}, {})."""
-    file = args.load or (args.head if args.head not in ("text", "random") else None)
-    if not file:
+def read_start(args):
+    """(what it says of itself, tensors) of the file of --head, or ({}, {})."""
+    if args.head in (None, "text", "random"):
         return {}, {}
-    if not Path(file).is_file():
-        fail(f"{file}: no such file; --head takes text, random or what linear_probe.py saved, --load what --save wrote")
-    told, tensors = read_weights(file)
-    if "classes" not in told or (args.head and "method" in told):
-        fail(f"{file}: not written by --save of linear_probe.py" + ("" if args.head else " or finetune.py"))
+    if not Path(args.head).is_file():
+        fail(f"{args.head}: no such file; --head takes text, random or what linear_probe.py saved")
+    told, tensors = read_weights(args.head)
+    if "classes" not in told or "method" in told:
+        fail(f"{args.head}: not written by --save of linear_probe.py")
     return told, tensors
-
-
-def predict(args, told, tensors):
-    """Name the classes of pictures with what --save wrote: a whole network, or the head of a linear probe."""
-    whole = "method" in told  # else the head alone
-    if whole and (args.weights or args.act):
-        fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
-    weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and told["act"]) or None)
-    model = load_model(told["model"], args.device, weights, args.precision, act, told["features"])
-    if not whole and model.sha256 != told["sha256"]:
-        fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
-    if told.get("method") == "cs":
-        head = Cosine(model.classifier(told["words"], told["prompts"], told["type"]), model.net.logit_scale)
-    else:
-        constants = () if told.get("unit") else (torch.zeros(model.width), torch.ones(()))
-        head = Linear(tensors["head.weight"], tensors["head.bias"], *constants)
-    name_pictures(model, args.predict, head.to(model.device), told["classes"], most=5)
 
 
 def check_start(args, data, model, told):
@@ -323,6 +308,7 @@ def all_checkpoints(args, data, model, images, told):
     depends = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     depends |= {"--model": model.name, "--prompts": data.templates, "--type": data.type}
     depends |= {"--head": file_sha256(args.head) if told else args.head, "weights": model.sha256, "device": model.device.type}
+    depends |= {"--balance": True} if args.balance else {}
     paths = [images[split].paths for split in ("train", "val")]
     depends["files or words of the classes"] = digest([data.fingerprint, *paths, data.words])
     depends["precision"] = str(model.dtype)
@@ -336,14 +322,14 @@ def all_checkpoints(args, data, model, images, told):
     return found
 
 
-def train_step(net, model, augmented=True):
-    """The step for `fit`: augments a batch on the device, and gives its loss and the share of it that is named right."""
+def train_step(net, model, augmented=True, weights=None):
+    """The step for `fit`: augments a batch on the device, and gives its loss and its share named right; weights (C,) of classes."""
 
     def step(batch):
         x, y, matrices, blurred, sigmas = batch
         x = model.normalise(augment(x, matrices, blurred, sigmas, model.size)) if augmented else model.inputs(x)
         logits = net(x)
-        return F.cross_entropy(logits, y), (logits.argmax(1) == y).float().mean()
+        return F.cross_entropy(logits, y, weights), (logits.argmax(1) == y).float().mean()
 
     return step
 
@@ -373,14 +359,16 @@ def logits_and_right(net, model, images, state=None):
 def tune(args, net, model, images, seed, checkpoint, depends):
     """Train with one seed, choose by validation, try what was chosen on test; leaves `net` as it was.
 
-    {"history", "best": snapshot, "wise": {alpha: validation accuracy}, "alphas": the best of them, "tested": {alpha: as logits_and_right}}
+    {"history", "best": snapshot, "held_out": its logits (N, C) of val, "wise": {alpha: validation accuracy}, "alphas": the best of them,
+    "tested": {alpha: as logits_and_right}}
     """
     train, val, test = images.values()
     start = snapshot(net)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(parameter_groups(net, args.lr, args.head_lr, args.decay), fused=True)
     legs = half_epochs(loader(train, seed), len(train), args.batch, args.epochs, seed)
-    step = train_step(net, model, not args.no_augment)
+    weights = 1 / torch.bincount(train.labels).to(model.device) if args.balance else None  # a batch's mean is over the sum of its weights
+    step = train_step(net, model, not args.no_augment, weights)
     history, best = fit(net, optimizer, legs, step, lambda: logits_and_right(net, model, val)[1].mean().item(), model, checkpoint, depends)
 
     # WiSE-FT: validation picks how far to go from the start to the best, of equals the least; no random head is worth staying near
@@ -392,8 +380,9 @@ def tune(args, net, model, images, seed, checkpoint, depends):
         }
         alphas = [a for a in wise if wise[a] > max(wise.values()) - 1e-9]
     tested = {a: logits_and_right(net, model, test, interpolate(start, best, a)) for a in sorted({0.0, alphas[0], 1.0})}
+    held_out = logits_and_right(net, model, val, best)[0]
     net.load_state_dict(start, strict=False)
-    return {"seed": seed, "history": history, "best": best, "wise": wise, "alphas": alphas, "tested": tested}
+    return {"seed": seed, "history": history, "best": best, "held_out": held_out, "wise": wise, "alphas": alphas, "tested": tested}
 
 
 def summarise(args, runs, test, source):
@@ -429,10 +418,10 @@ def summarise(args, runs, test, source):
     return metrics
 
 
-def save_network(args, data, model, images, net, best, used):
+def save_network(args, data, model, images, net, best, used, fitted):
     """Write the network in its state `best`, with all that --load needs to name pictures. `net` holds the encoder of `model`."""
     net.load_state_dict(best, strict=False)
-    told = about(data, model, images, args.seed) | {"method": args.method, "labels_used": used}
+    told = about(data, model, images, args.seed) | {"method": args.method, "labels_used": used, "calibration": fitted}
     told["act"] = model.act or ("quickgelu" if model.has_text else "")
     state = model.state_dict()
     if args.method == "ml":
@@ -446,9 +435,9 @@ def save_network(args, data, model, images, net, best, used):
 
 def main():
     args = arguments()
-    told, tensors = read_saved(args)  # a file to start from or to predict with
-    if args.predict:
-        return predict(args, told, tensors)
+    if args.load:
+        return use_saved(args)
+    told, tensors = read_start(args)
     if told and args.model and spelled(args.model).lower() != spelled(told["model"]).lower():
         fail(f"--head {args.head}: of {told['model']}, not of --model {args.model}")
     args.model = args.model or told.get("model")
@@ -476,14 +465,16 @@ def main():
     # what it has come to, on test images
     logits, used = runs[0]["tested"][1.0][0], max(len(train) + len(val), data.chosen_with)
     metrics = summarise(args, runs, test, source) | evaluate(logits, test.labels, data.classes, test.clusters)
+    fitted = calibrate(runs[0]["held_out"], val.labels, args.alpha, source.split(maxsplit=1)[1].removeprefix("images of the "))
+    metrics["calibration"] = measure_calibration(fitted, logits, test.labels, data.classes, val.clusters, args.reject)
     history = [{"seed": run["seed"], **row} for run in runs for row in run["history"]]
     history += [{"seed": run["seed"], "alpha": a, "val": v} for run in runs if metrics["wise"] for a, v in run["wise"].items()]
-    start = args.head if args.head in ("text", "random") else "probe"
+    start, weighed = args.head if args.head in ("text", "random") else "probe", args.balance * ", balanced"
     method = f"linear layer, {start} start" if args.freeze else f"fine-tuned, {args.method}, rate {args.lr:g}"
-    report(args, data, model, images, metrics, method, logits, used, history=history)
+    report(args, data, model, images, metrics, method + weighed, logits, used, history=history)
     if args.save:
         first = Classifier(model.visual, head(args.seed).to(model.device), args.freeze, args.train_bn)
-        save_network(args, data, model, images, first, runs[0]["best"], used)
+        save_network(args, data, model, images, first, runs[0]["best"], used, fitted)
     for checkpoint, _ in checkpoints.values():  # last: until here a run that ends too early loses nothing
         checkpoint.unlink(missing_ok=True)
 

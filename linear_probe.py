@@ -1,34 +1,41 @@
 """Linear probe: logistic regression on frozen features, its L2 penalty chosen on held-out images, as in CLIP (Radford et al. 2021).
 
     python linear_probe.py                                               # the toy world: .771 in 8 s
-    python linear_probe.py --data fruits360 --model resnet101 --save head.safetensors
+    python linear_probe.py --data fruits360 --model resnet101 --save head.safetensors --suspects suspects.csv
+    python linear_probe.py --load head.safetensors --predict FOLDER --csv named.csv      # docs/after.md; --export model.onnx
 
 CLIP and ImageNet models alike. Features are those before the last layer; of CLIP that is before its projection into the
 space of captions, as in its paper: held-out images gave .808 against .797 (toy-ViT) and .860 against .866 (toy-RN). It also
-says which test images are copies of training images, for which no encoder can be praised. Copy this file and
-common.py to use it elsewhere.
+says which test images are copies of training images, for which no encoder can be praised, which pictures lie in the data
+twice, and with --suspects which labels look wrong. Copy this file and common.py to use it elsewhere.
 """
 
 import argparse
 import csv
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from common import (
+    _natural as natural,
     about,
     add_flags,
     atomic,
+    calibrate,
     counted,
     ending,
     evaluate,
     find_copies,
     load,
+    measure_calibration,
     progress,
     report,
     save_weights,
     some,
+    use_saved,
     wilson,
 )
 
@@ -38,36 +45,48 @@ FALLS = 3  # penalties in a row below the best so far end the sweep: 80 of 82 se
 BLOCK = 2**24  # logits at a time: 64 MiB, however many images and classes there are
 SAMPLE = 1000  # training images that tell how spread logits are
 FEW = 30  # images below which an accuracy says nothing
+FOLDS = 5  # of the cross-validation by which --suspects judges labels
+SUSPECTS, PAIRS = 24, 12  # on a contact sheet
+LARGE = 50_000  # images of a split above which they are not compared with each other: 4 times as many take 16 times as long
+IDENTICAL = 0.999  # similarity from which pictures are compared byte for byte
 
 
-def loss_and_gradient(x, y, l2, weight, bias):
-    """Mean cross-entropy + l2/2 |W|^2, and its gradient for weight (C, D) and bias (C,). x (N, D), y (N,).
+def equal_say(y):
+    """Weights (N,) of images with labels y (N,), 1 on average, by which all classes have as much to say."""
+    each = 1 / torch.bincount(y)[y]
+    return each / each.mean()
+
+
+def loss_and_gradient(x, y, l2, weight, bias, each=None):
+    """Mean cross-entropy + l2/2 |W|^2, and its gradient for weight (C, D) and bias (C,). x (N, D), y (N,), each (N,) weights of images.
 
     A block of images at a time and written out, because logits (N, C) and what autograd keeps of them can outgrow any memory.
     """
     loss, to_weight, to_bias = l2 / 2 * weight.square().sum(), l2 * weight, torch.zeros_like(bias)
     rows = max(1, BLOCK // len(bias))
-    for part, labels in zip(x.split(rows), y.split(rows)):
+    each = torch.ones_like(x[:, 0]) if each is None else each.to(x)
+    for part, labels, say in zip(x.split(rows), y.split(rows), each.split(rows)):
         error = torch.addmm(bias, part, weight.T).log_softmax(1)  # (rows, C)
         own = torch.arange(len(labels), device=y.device), labels
-        loss -= error[own].sum() / len(y)
+        loss -= (error[own] * say).sum() / len(y)
         error.exp_()[own] -= 1
+        error *= say[:, None]
         to_weight.addmm_(error.T, part, alpha=1 / len(y))
         to_bias += error.sum(0) / len(y)
     return loss, to_weight, to_bias
 
 
-def logistic_regression(x, y, l2, weight, bias, steps=1000):
+def logistic_regression(x, y, l2, weight, bias, steps=1000, each=None):
     """Minimise mean cross-entropy + l2/2 |W|^2 by full-batch L-BFGS from weight (C, D), bias (C,); the bias is free.
 
-    x (N, D), y (N,). In scikit-learn's terms C = 1 / (l2 N).
+    x (N, D), y (N,), each (N,) weights of images, 1 without. In scikit-learn's terms C = 1 / (l2 N).
     """
     weight, bias = weight.clone(), bias.clone()
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=steps, tolerance_grad=1e-6, history_size=10, line_search_fn="strong_wolfe")
 
     @torch.no_grad()
     def closure():
-        loss, weight.grad, bias.grad = loss_and_gradient(x, y, l2, weight, bias)
+        loss, weight.grad, bias.grad = loss_and_gradient(x, y, l2, weight, bias, each)
         return loss
 
     optimiser.step(closure)
@@ -86,22 +105,23 @@ def accuracy(x, y, weight, bias):
     return (torch.cat(predicted) == y).cpu().double().mean().item()  # mps has no double
 
 
-def sweep(runs, classes, penalties):
-    """Fit with each penalty, each time from the fit before, the largest first: [{"l2", "frequencies", "train", "val", "head"}].
+def sweep(runs, classes, penalties, balance=False):
+    """Fit with each penalty, each time from the fit before, the largest first: [{"l2", "frequencies", "train", "val", "heads"}].
 
-    `runs` are [(x, y, x_val, y_val)]; the accuracies are means over them, the head (weight, bias) is that of the first. Where
+    `runs` are [(x, y, x_val, y_val)]; the accuracies are means over them, heads [(weight, bias)] are theirs. Where
     classes are unequal, held-out images also say whether the head keeps how frequent they were in training; of equals it does.
+    With `balance`, images count by `equal_say`, and the head knows no frequencies.
     Small penalties get no further than 200 steps each, which changes what is chosen less than other held-out images do.
     """
     fitted = [(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)) for x, *_ in runs]
-    fits = []
+    say, fits = [equal_say(y) if balance else None for _, y, *_ in runs], []
     for l2 in penalties:
-        fitted = [logistic_regression(x, y, l2, *head, steps=200) for (x, y, *_), head in zip(runs, fitted)]
-        equal = [equal_classes(y, *head) for (_, y, *_), head in zip(runs, fitted)]
+        fitted = [logistic_regression(x, y, l2, *head, steps=200, each=each) for (x, y, *_), head, each in zip(runs, fitted, say)]
+        equal = fitted if balance else [equal_classes(y, *head) for (_, y, *_), head in zip(runs, fitted)]
         val = [sum(accuracy(x, y, *head) for (*_, x, y), head in zip(runs, heads)) / len(runs) for heads in (fitted, equal)]
         heads = equal if val[1] > val[0] + 1e-9 else fitted
         train = sum(accuracy(x, y, *head) for (x, y, *_), head in zip(runs, heads)) / len(runs)
-        fits.append({"l2": l2, "frequencies": heads is fitted, "train": train, "val": max(val), "head": heads[0]})
+        fits.append({"l2": l2, "frequencies": heads is fitted, "train": train, "val": max(val), "heads": heads})
         best = max(f["val"] for f in fits)
         if len(fits) > FALLS and all(f["val"] < best - 1e-9 for f in fits[-FALLS:]):
             break
@@ -136,6 +156,80 @@ def nearest_mean(x, y, weight, bias):
     return means * (wanted / spread.clamp(min=1e-12)), torch.zeros_like(bias)
 
 
+# ---- labels that look wrong -------------------------------------------------------------------------------------------
+
+
+def blocked_folds(y, groups, folds=FOLDS):
+    """The fold, 0 to folds - 1, of each image (N,): so many runs of neighbours of each class, in the order given; of a small class fewer.
+
+    y (N,) labels; groups (N,) integers of images that are never parted, np.arange(N) where none belong together. Runs, because
+    near-copies such as neighbouring frames of a video would vouch for each other's wrong label. A class of two groups or
+    more has two folds or more. A group of several classes goes where the class with the fewest groups wants it.
+    """
+    fold, members = np.full(groups.max() + 1, -1), []
+    for c in np.unique(y):
+        mine, first, sizes = np.unique(groups[y == c], return_index=True, return_counts=True)
+        members.append((mine[first.argsort()], sizes[first.argsort()]))
+    for mine, sizes in sorted(members, key=lambda m: len(m[0])):
+        middle = (sizes.cumsum() - sizes / 2) / sizes.sum()
+        fold[mine] = np.where(fold[mine] < 0, (folds * middle).astype(int), fold[mine])
+    return fold[groups]
+
+
+def cross_validated(x, y, fold, l2, classes):
+    """Probabilities (N, C) of each image by a logistic regression that has not seen its fold; and (N,) whether that has seen its class.
+
+    x (N, D) centred and scaled, y (N,), fold (N,). How frequent classes are stays in, as these are probabilities of labels as given.
+    """
+    p, judged = x.new_zeros(len(y), classes), torch.zeros_like(y, dtype=torch.bool)
+    for f in progress(fold.unique().tolist(), "folds", "fit"):
+        held = fold == f
+        if not held.all():
+            weight, bias = logistic_regression(x[~held], y[~held], l2, x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
+            p[held] = torch.addmm(bias, x[held], weight.T).softmax(1)
+            judged[held] = torch.bincount(y[~held], minlength=classes)[y[held]] > 0
+    return p, judged
+
+
+def find_suspects(p, y):
+    """Confident learning (Northcutt, Jiang and Chuang 2021): (rows, likely) of labels y (N,) that out-of-sample p (N, C) speak against.
+
+    A class's threshold is the mean probability that images given this label have of it. An image counts as the most probable
+    of those classes whose thresholds it reaches, and is a suspect where that is not its label. The least probable label first.
+    """
+    own = p.gather(1, y[:, None])[:, 0]
+    counts = torch.bincount(y, minlength=p.shape[1])
+    thresholds = p.new_zeros(p.shape[1]).index_add_(0, y, own) / counts  # nan, which nothing reaches, of a class without images
+    reached = p >= thresholds
+    likely = p.masked_fill(~reached, -1).argmax(1)
+    rows = (reached.any(1) & (likely != y)).nonzero()[:, 0]
+    rows = rows[own[rows].argsort(stable=True)]
+    return rows, likely[rows]
+
+
+def draw_sheet(file, pixels, captions, marked, title):
+    """PNG of uint8 images, each (S, S, 3), four in a row, under captions whose lines are wrapped, never cut; those `marked` in red."""
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
+
+    def broken(text, letters):  # capitals are wider; after _ as after a space
+        letters -= letters * sum(map(str.isupper, text)) // (4 * len(text) + 1)
+        return "\n".join(textwrap.fill(line.replace("_", "_ "), letters).replace("_ ", "_") for line in text.split("\n"))
+
+    captions = [broken(caption, 25) for caption in captions]
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    rows = -(-len(pixels) // 4)
+    fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
+    axes = fig.subplots(rows, 4, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+        ax.set_anchor("N")  # the layout reckons with captions above the whole of a place
+    for ax, image, caption, red in zip(axes.flat, pixels, captions, marked):
+        ax.imshow(image)
+        ax.set_title(caption, color="#c62828" if red else "black", fontsize=9, parse_math=False)
+    fig.suptitle(broken(title, 90), fontsize=11, parse_math=False)
+    fig.savefig(file, format="png", dpi=100)
+
+
 # ---- what main() is cut into ------------------------------------------------------------------------------------------
 
 
@@ -150,24 +244,39 @@ def held_out_runs(images, x, y, seed):
     return [(x["train"][~held], y["train"][~held], x["train"][held], y["train"][held]) for held in masks]
 
 
-def fit_probe(x, y, runs, mean, scale, classes):
-    """(heads, fits, tied): logistic regression on x (N, D), y (N,) with the penalty that is best on the held-out `runs`.
+def fit_probe(x, y, runs, mean, scale, classes, balance):
+    """(head, held, fits, tied): logistic regression on x (N, D), y (N,) with the penalty that is best on the held-out `runs`.
 
-    heads are {"head": (weight, bias) of all of train, "held_out": the same of the first run, which has not seen its held-out images},
-    for features as the encoder gives them; fits what `sweep` tried; tied what of it was best, the first of which is chosen.
+    head is (weight, bias) of all of train, held the same of each run, which has not seen its held-out images, for features as the
+    encoder gives them; fits what `sweep` tried; tied what of it was best, the first of which is chosen.
     """
     scaled = [((a - mean) / scale, b, (c - mean) / scale, d) for a, b, c, d in runs]
-    fits = sweep(scaled, classes, progress(PENALTIES, "penalties", "fit"))
+    fits = sweep(scaled, classes, progress(PENALTIES, "penalties", "fit"), balance)
     best = max(f["val"] for f in fits)
     tied = [f for f in fits if f["val"] > best - 1e-9]  # of equals the largest penalty; means round
     chosen = tied[0]
-    head = logistic_regression((x - mean) / scale, y, chosen["l2"], *chosen["head"])
-    heads = {"head": head if chosen["frequencies"] else equal_classes(y, *head), "held_out": chosen["head"]}
-    return {name: (w / scale, b - w @ mean / scale) for name, (w, b) in heads.items()}, fits, tied
+    head = logistic_regression((x - mean) / scale, y, chosen["l2"], *chosen["heads"][0], each=equal_say(y) if balance else None)
+    head = head if chosen["frequencies"] else equal_classes(y, *head)
+    head, *held = [(w / scale, b - w @ mean / scale) for w, b in (head, *chosen["heads"])]
+    return head, held, fits, tied
+
+
+def out_of_sample(images, x, y, held, seed):
+    """(logits (M, C), labels (M,), Images) of all images held out, each once, by the head (weight, bias) of a run that has not seen it."""
+    if "val" in images:
+        owner, split = np.zeros(len(images["val"]), int), "val"  # the first run's
+    else:
+        masks = np.stack([images["train"].block(seed + i) for i in range(len(held))])
+        owner, split = np.where(masks.any(0), masks.argmax(0), -1), "train"
+    rows = [torch.from_numpy(np.flatnonzero(owner == i)).to(y[split].device) for i in range(len(held))]
+    logits = torch.cat([torch.addmm(bias, x[split][mine], weight.T) for mine, (weight, bias) in zip(rows, held)])
+    rows = torch.cat(rows)
+    return logits, y[split][rows], images[split].take(rows.cpu().numpy())
 
 
 def search_copies(images, right, device, listed):
-    """Metrics of the test images that are copies of training images, and of what is left without them; says which, and writes `listed`.
+    """(metrics of the test images that are copies of training images, and of what is left without them; these copies as find_copies
+    gives them). Says which, and writes `listed`.
 
     right (N,): which test images the probe names right.
     """
@@ -196,16 +305,139 @@ def search_copies(images, right, device, listed):
     print(f"without them    {without}   {counted(len(left), 'image')}")
     if listed:
         write_copies(pairs, test.paths, train.paths, listed)
-    return metrics
+    return metrics, pairs
+
+
+def write_list(file, header, rows, sheet):
+    """CSV of `rows`, and beside it a .png that draw_sheet makes of `sheet`, its arguments behind the file; none where there are no rows."""
+    with atomic(file) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+    picture = Path(file).with_suffix(".png")
+    if rows:
+        with atomic(picture) as temporary:
+            draw_sheet(temporary, *sheet)
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier run
+
+
+def picture(images, split, i):
+    return images[split][[i]][0].permute(1, 2, 0).numpy()
+
+
+def identical(images, a, b):
+    """Whether two pictures, each (split, position), are the same byte for byte, as wholes and, where stored alike, in full size."""
+    small, whole = ([getattr(images[s], part)[images[s].rows[i]] for s, i in (a, b)] for part in ("thumbnails", "pixels"))
+    return np.array_equal(*small) and (whole[0].shape != whole[1].shape or np.array_equal(*whole))
+
+
+def find_pairs(images, device, copies=None):
+    """[(a, b, pair)] of pictures of all splits that are copies; a and b are (split, position), pair as in find_copies.
+
+    Each picture with its best match in each split, of its own label and of another. Those whose labels contradict each other
+    come first, of these the identical ones, which `exact` says; the more similar before others. `copies` are those of test in
+    train, where they are known.
+    """
+    pairs, splits = {}, list(images)
+    for i, later in enumerate(splits):
+        for earlier in splits[: i + 1]:
+            if earlier == later and len(images[later]) > LARGE:
+                print(f"note: pairs within {later} are not looked for, because it has more than {LARGE:,} images")
+                continue
+            known = copies is not None and (later, earlier) == ("test", "train")
+            for pair in copies if known else find_copies(images[later], images[earlier], device)[0]:
+                a, b = (earlier, pair["train"]), (later, pair["test"])
+                a, b = sorted((a, b)) if earlier == later else (a, b)
+                exact = not pair["mirrored"] and pair["similarity"] > IDENTICAL and identical(images, a, b)
+                pairs.setdefault((a, b), (a, b, pair | {"exact": exact}))
+    return sorted(pairs.values(), key=lambda p: (p[2]["same_label"], not p[2]["exact"], -round(p[2]["similarity"], 4)))
+
+
+def search_pairs(data, images, device, copies, listed):
+    """Says how many pictures lie in the data twice, and which of them under two labels; writes `listed`, or nothing without a name."""
+    pairs = find_pairs(images, device, copies)
+
+    def named(split, i):
+        return images[split].paths[i], split, data.classes[images[split].labels[i]]
+
+    where = f": see {listed}" if listed and pairs else ""
+    print(f"pairs           {len(pairs):,}   of pictures that are copies, within and across splits{where}")
+    if wrong := [p for p in pairs if p[2]["exact"] and not p[2]["same_label"]]:
+        said = some([f"{named(*a)[0]} = {named(*b)[0]}" for a, b, _ in wrong], 3)
+        print(f"note: {counted(len(wrong), 'pair')} of identical pictures with different labels: {said}")
+    if listed:
+        yes = {True: "yes", False: "no"}
+        rows = [(*named(*a), *named(*b), f"{p['similarity']:.4f}", yes[p["mirrored"]], yes[p["exact"]]) for a, b, p in pairs]
+        shown = [(w, p) for a, b, p in pairs[:PAIRS] for w in (a, b)]
+        captions = [f"{Path(path).name}\n{split}, {label}" for path, split, label in (named(*w) for w, _ in shown)]
+        marked = [not p["same_label"] for _, p in shown]
+        title = f"{data.name}: copies, two and two; red where labels contradict each other; {min(PAIRS, len(pairs))} of {len(pairs):,}"
+        header = ["a", "split_a", "label_a", "b", "split_b", "label_b", "similarity", "mirrored", "exact"]
+        write_list(listed, header, rows, ([picture(images, *w) for w, _ in shown], captions, marked, title))
+
+
+def all_in_folds(data, images, labels):
+    """(where, fold): all images of all splits as (split, position), and their folds (N,) for `labels` (N,).
+
+    Neighbours are those by name below the folder of a class, whichever splits they lie in, because a split may have cut a video.
+    """
+    where, names = [], []
+    for split, part in images.items():
+        folders = data.folders.get(split) or next(iter(data.folders.values()))  # the latter where there is no test folder
+        where += [(split, i) for i in range(len(part))]
+        names += [natural("/".join(path.split("/")[len(folders[0].parts) :])) for path in part.paths]
+    known = {}
+    groups = [known.setdefault(name, len(known)) for part in images.values() for name in part.groups or ()]
+    groups = np.array(groups) if known else np.arange(len(where))
+    order, fold = sorted(range(len(where)), key=names.__getitem__), np.empty(len(where), int)
+    fold[order] = blocked_folds(np.asarray(labels)[order], groups[order])
+    return where, fold
+
+
+def search_suspects(data, images, x, y, l2, mean, scale, file):
+    """Says which labels of any split look wrong, and writes them to `file`; x {split: (N, D)} as the encoder gives it, y {split: (N,)}."""
+    x, y = (torch.cat([t[split] for split in images]) for t in (x, y))
+    where, fold = all_in_folds(data, images, y.cpu())
+    p, judged = cross_validated((x - mean) / scale, y, torch.from_numpy(fold).to(y.device), l2, len(data.classes))
+    known = judged.nonzero()[:, 0]
+    rows, likely = find_suspects(p[known], y[known])
+    rows = known[rows]
+
+    found = []
+    for row, other in zip(rows.tolist(), likely.tolist()):
+        split, i = where[row]
+        given = y[row].item()
+        found.append((images[split].paths[i], split, data.classes[given], data.classes[other], p[row, given].item(), p[row, other].item()))
+    if len(known) < len(y):
+        print(f"note: {counted(len(y) - len(known), 'label')} not judged: the class has no other image, or no other group, to learn from")
+    print(f"suspects        {len(found):,}   of {len(known):,} labels look wrong to confident learning: see {file}")
+    for path, _, given, other, low, high in found[:5]:
+        print(f"  {path}: {given} {low:.2f} -> {other} {high:.2f}")
+
+    header = ["path", "split", "given", "likely", "given_probability", "likely_probability"]
+    captions = [f"{Path(path).name}\n{given} -> {other}" for path, _, given, other, *_ in found[:SUSPECTS]]
+    title = f"{data.name}: labels that look wrong, given -> likely; {min(SUSPECTS, len(found))} of {len(found):,}"
+    pictures = [picture(images, *where[row]) for row in rows[:SUSPECTS].tolist()]
+    listed = [(*names, f"{low:.4f}", f"{high:.4f}") for *names, low, high in found]
+    write_list(file, header, listed, (pictures, captions, [False] * SUSPECTS, title))
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
+    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch alpha reject out")
     parser.add_argument("--features", choices=("penultimate", "projected"), default="penultimate", help="of CLIP (%(default)s)")
     save = "keep the head here, with its class names (not kept)"
     parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
+    suspects = "list labels of any split that look wrong here, and the first of them as pictures in FILE.png (not looked for)"
+    parser.add_argument("--suspects", type=ending(".csv"), metavar="FILE.csv", help=suspects)
+    parser.add_argument("--balance", action="store_true", help="in the loss, a class of few images has as much to say as any (no)")
+    add_flags(parser, "load predict csv bom export")
     args = parser.parse_args()
+    if bool(args.load) != (bool(args.predict) != bool(args.export)):
+        parser.error("--load belongs to either --predict or --export")
+    if (args.csv and not args.predict) or (args.bom and not args.csv):
+        parser.error("--csv is for --predict, --bom for --csv")
+    if args.load and (args.save or args.out):
+        parser.error("--load only predicts or exports: --save and --out are for fitting")
     if args.prompts and not args.save:
         parser.error("--prompts only go into the --save file, for those who start from it; the probe needs none")
     return args
@@ -213,6 +445,8 @@ def arguments():
 
 def main():
     args = arguments()
+    if args.load:
+        return use_saved(args, args.batch)
     data, model = load(args, args.features)
     images = data.images(model.size)
     x, y = {}, {}
@@ -223,17 +457,17 @@ def main():
     # means the same for every encoder
     mean, scale = model.centre_and_spread(x["train"])
     runs = held_out_runs(images, x, y, args.seed)
-    heads, fits, (chosen, *tied) = fit_probe(x["train"], y["train"], runs, mean, scale, len(data.classes))
+    head, held, fits, (chosen, *tied) = fit_probe(x["train"], y["train"], runs, mean, scale, len(data.classes), args.balance)
     best = max(f["val"] for f in fits)
 
     # the rival that chooses nothing: where held-out images name it as good or better, it is the probe, being the plainer one
     whole = x["train"], y["train"], None, None
-    rivals = [nearest_mean(a, b, *heads["head"]) for a, b, *_ in (*runs, whole)]
-    held = [accuracy(c, d, *rival) for (*_, c, d), rival in zip(runs, rivals)]
-    rival, class_mean = sum(held) / len(held), accuracy(x["test"], y["test"], *rivals[-1])
+    *theirs, mean_head = [nearest_mean(a, b, *head) for a, b, *_ in (*runs, whole)]
+    values = [accuracy(c, d, *rival) for (*_, c, d), rival in zip(runs, theirs)]
+    rival, class_mean = sum(values) / len(values), accuracy(x["test"], y["test"], *mean_head)
     if nearest := rival > best - 1e-9:
-        heads = {"head": rivals[-1], "held_out": rivals[0]}
-    weight, bias = heads["head"]
+        head, held = mean_head, theirs
+    weight, bias = head
 
     source = "images of the val split" if "val" in images else "held-out training images"
     times = f", mean of {len(runs)} such runs" if len(runs) > 1 else ""
@@ -250,22 +484,31 @@ def main():
     print(f"class mean      {class_mean:.3f}   on test, nearest class mean of the same features; held-out images", end=" ")
     print(f"give it {rival:.3f} and logistic regression {best:.3f}: {taken}")
 
+    # confidence, fitted on images that the heads have not seen: of val by the probe itself, else of each run by its own
+    held_logits, held_labels, unseen = out_of_sample(images, x, y, [head] if "val" in images else held, args.seed)
+    fitted = calibrate(held_logits, held_labels, args.alpha, source.removeprefix("images of the "))
+    if "val" not in images:
+        print("note: the probe has learnt from all of train; its confidence is that of the heads which have not seen these images")
     logits = torch.addmm(bias, x["test"], weight.T)
     listed = Path(args.out).with_name(f"{Path(args.out).stem}-copies.csv") if args.out else None
-    metrics |= search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device, listed)
+    left, copies = search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device, listed)
+    metrics |= left
+    search_pairs(data, images, model.device, copies, listed and listed.with_name(f"{Path(args.out).stem}-pairs.csv"))
     print("all test images")
     metrics |= evaluate(logits, y["test"], data.classes, images["test"].clusters)
+    metrics["calibration"] = measure_calibration(fitted, logits, y["test"], data.classes, unseen.clusters, args.reject)
     metrics |= {"l2": None if nearest else chosen["l2"], "frequencies": not nearest and chosen["frequencies"]}
     metrics |= {"class_mean": class_mean, "class_mean_val": rival}
-    history = [{k: v for k, v in f.items() if k != "head"} for f in fits]
+    history = [{k: v for k, v in f.items() if k != "heads"} for f in fits]
     used = len(y["train"]) + len(y.get("val", ()))
-    report(args, data, model, images, metrics, "linear probe", logits, used, history=history)
+    report(args, data, model, images, metrics, "linear probe" + args.balance * ", balanced", logits, used, history=history)
     if args.save:
-        if "val" in images:  # nobody needs it: the first run is all of train
-            del heads["held_out"]
+        heads = {"head": head} | ({} if "val" in images else {"held_out": held[0]})  # with val the first run is all of train
         tensors = {f"{name}.{part}": t for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
-        save_weights(args.save, tensors, about(data, model, images, args.seed))
+        save_weights(args.save, tensors, about(data, model, images, args.seed) | {"calibration": fitted})
         print(f"saved {args.save}")
+    if args.suspects:
+        search_suspects(data, images, x, y, chosen["l2"], mean, scale, args.suspects)
 
 
 if __name__ == "__main__":

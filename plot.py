@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common import (
+    accuracy_interval,
     atomic,
     counted,
     digest,
@@ -51,6 +52,7 @@ SHOTS = ("1", "4", "16")  # labels a class that get a row in the table
 FASTER = 1.5  # times as fast: less is not told apart
 MARGIN = 0.02  # a loss of accuracy up to which one is as good as the other
 COPIES = 0.02  # share of copies from which the numbers come with a warning
+UNEQUAL = 3  # times as many test images in one class as in another, from which the mean per class has its say
 MANY = 1000  # test images from which a third decimal says something
 
 
@@ -83,7 +85,7 @@ class Run:
     @property
     def method(self):
         """As figures call it: without the learning rate."""
-        return self.record["table"][0]["method"].partition(", rate")[0]
+        return self.record["table"][0]["method"].partition(", rate")[0].removesuffix(", balanced")
 
     @property
     def few(self):
@@ -100,7 +102,7 @@ class Run:
         wanted = (
             (int(k), f"few-shot, {method or self.few}") if k else (self.record["table"][0]["labels"], self.record["table"][0]["method"])
         )
-        return [(row["labels"], row["method"]) for row in self.record["table"]].index(wanted)
+        return [(row["labels"], row["method"].removesuffix(", balanced" if k else "")) for row in self.record["table"]].index(wanted)
 
     def row(self, k=None, method=None):
         """That row, as the script has written it: method, labels, labels_used, accuracy, ci95."""
@@ -226,6 +228,7 @@ LETTERS = 12  # to an inch, of a title
 
 def wrap(text, width):
     """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a folder may not be text
     width -= width * sum(map(str.isupper, text)) // (4 * len(text) + 1)  # capitals are wider
     return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
 
@@ -447,6 +450,28 @@ def draw_confusions(study, most=3):
     return fig
 
 
+def draw_calibration(study, runs):
+    """Accuracy of test images against their confidence, before (dashed) and after calibration; and where the least sure are refused."""
+    fig, axes = panels(len(runs) + 1)
+    for ax, run in zip(axes, runs):
+        m, colour = run.metrics["calibration"], study.colours[run.model]
+        ax.plot([0, 1], [0, 1], color=GREY, lw=0.8)
+        for name, line in (("_before", "--"), ("", "-")):
+            x, y, _ = np.array(m[f"reliability{name}"]).T
+            ax.plot(x, y, line, marker="o", ms=3, lw=1.2, color=colour, mfc="white" if name else colour)
+        kept, accuracy = np.array(m["reject"]).T
+        axes[-1].plot(kept, accuracy, color=colour, lw=1.2)
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", title=wrap(run.model, 30))
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("test accuracy")
+    axes[-1].set(xlim=(-0.03, 1.03), xlabel="share that is kept", title="accuracy without the least confident")
+    keys = [key(run.model, color=study.colours[run.model]) for run in runs]
+    keys += [key(label, color=GREY, linestyle=line) for label, line in (("before", "--"), ("after calibration", "-"))]
+    legend_below(fig, keys)
+    head(fig, f"{study.name}: linear probe, confidence and accuracy of equally many test images a point")
+    return fig
+
+
 def draw_wise(study):
     """WiSE-FT: validation accuracy of weights between start and fine-tuned; the chosen one is filled."""
     fig, (ax,) = panels(1, width=6.5)
@@ -562,6 +587,8 @@ def figures(study):
     plan("frozen_and_full", draw_frozen, lacks="finetune.py --freeze", found=study.find("finetune", None, "frozen"))
     plan("prompts", draw_prompts, lacks="prompts.py", found=study.find("prompts"))
     plan("confusions", draw_confusions, lacks="zero_shot.py or linear_probe.py with a mistake", found=mistaken)
+    sure = [run for run in study.find("linear_probe") if "calibration" in run.metrics]
+    plan("calibration", draw_calibration, sure, lacks="linear_probe.py", found=sure)
     plan("wise_ft", draw_wise, lacks="finetune.py", found=tuned)
     take("upsampling", study.one("upsample", None, "eval"), "upsample.py eval")
     for run in study.find("zero_shot") or [None]:
@@ -741,7 +768,7 @@ BUDGETS = {
 
 def plainly(method):
     """A method for people: few-shot methods by what they learn from, and no learning rates."""
-    return PLAIN.get(method) or ("fine-tuned" if method.startswith("fine-tuned") else method)
+    return PLAIN.get(method.removesuffix(", balanced")) or ("fine-tuned" if method.startswith("fine-tuned") else method)
 
 
 def advise(study, margin=MARGIN):
@@ -761,6 +788,7 @@ def advise(study, margin=MARGIN):
             word = {"perhaps": "cannot be told", "guessing": "no better than guessing"}.get(v.word, v.word)
             test = figure_of(v.entry.accuracy(), digits)
             reasons.append([title, v.entry.model, v.entry.row["method"], test, gap, word + ("; take it" if v is pick else ""), speed])
+    said += say_per_class(study, digits)
     said += [*say_labels(study, margin, digits), *say_tuning(study, margin, digits), *say_upsampling(study, digits)]
     return [*said, *say_warnings(study, total)], reasons
 
@@ -789,6 +817,27 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     if names["guessing"]:
         text += f" No better than guessing: {some(names['guessing'])}."
     return text
+
+
+def say_per_class(study, digits):
+    """Which encoder with all labels, or none, the mean over classes prefers, where classes have very unequally many test images."""
+    rivals = sorted(entries(study, "all") or entries(study, "0"), key=lambda e: e.model)
+    known = rivals[0].run.arrays if rivals else {"true": [0]}
+    true, sizes = known["true"], np.unique(known["true"], return_counts=True)[1]
+    if sizes.max() <= UNEQUAL * sizes.min():
+        return []
+
+    def per_class(values, z=None):  # (mean, low, high)
+        each = np.bincount(true, values.mean(0))[np.unique(true)] / sizes
+        return each.mean(), *accuracy_interval(values, true, known["cluster"], z, per_class=True)
+
+    best, z = max(rivals, key=lambda e: per_class(e.right)[0]), normal_quantile(max(1, math.comb(len(rivals), 2)))
+    gaps = {e.model: 2 * per_class((1 + e.right - best.right) / 2, z)[2] - 1 for e in rivals if e is not best}  # upper ends
+    text = f"**If classes count alike** (they have {sizes.min():,} to {sizes.max():,} test images), of {plainly(best.row['method'])}: "
+    text += f"{best.model}, mean per class {figure_of(per_class(best.right), digits)}."
+    for word, names in (("Cannot be told from it", [m for m in gaps if gaps[m] >= 0]), ("Worse", [m for m in gaps if gaps[m] < 0])):
+        text += f" {word}: {some(names)}." if names else ""
+    return [text]
 
 
 def say_labels(study, margin, digits):
@@ -886,6 +935,10 @@ CAPTIONS = {  # of each figure, and what is in the commands of the table that ma
     "confusions": (
         "The most confused classes: a mistaken picture, and one of the class it was taken for.",
         r"(zero_shot|linear_probe)\.py",
+    ),
+    "calibration": (
+        "Calibration: how often images named with a confidence are named right, and what is left where the least confident are refused.",
+        "linear_probe.py",
     ),
     "wise_ft": ("WiSE-FT: weights between the start and the fine-tuned ones, on validation; what it picks is filled.", "--lr"),
     "upsampling": ("Test pictures reduced 4 times, restored, and as they were.", "upsample.py eval"),

@@ -9,6 +9,7 @@ Copy this file and common.py to use it elsewhere.
 
 import argparse
 import textwrap
+from functools import partial
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from common import add_flags, atomic, counted, evaluate, load, load_model, name_pictures, report
 
 GREEN, RED = "#1a7f37", "#c62828"
+NOTE = "note: probabilities from captions alone are not calibrated: no labelled image has said how far to trust them"
 
 
 def zero_shot(x, z, scale):
@@ -54,19 +56,24 @@ def main():
     add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
     parser.add_argument("--grid", metavar="FILE", help="draw 16 random images of the split as PNG (none)")
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures instead of --data")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures or folders of them instead of --data")
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="captions for --images, used as they are")
+    add_flags(parser, "csv bom")
     args = parser.parse_args()
     if (args.images is None) != (args.labels is None):
         parser.error("--images and --labels belong together")
     if args.images and (args.out or args.grid):
-        parser.error("--images only prints: --out and --grid need --data")
+        parser.error("--images only names pictures: --out and --grid need --data")
+    if (args.csv and not args.images) or (args.bom and not args.csv):
+        parser.error("--csv is for --images, --bom for --csv")
 
     # any pictures, any labels
     if args.images:
         model = load_model(args.model or "ViT-B/32", args.device, args.weights, args.precision, args.act, batch=args.batch)
         z = model.embed(args.labels)
-        return name_pictures(model, args.images, lambda x: zero_shot(x, z, model.logit_scale), args.labels)
+        named = partial(name_pictures, model, args.images, lambda x: zero_shot(x, z, model.logit_scale), args.labels)
+        named(table=args.csv, bom=args.bom)
+        return print(NOTE)
 
     # each image takes the class whose captions lie nearest; a class needs no training images (union)
     data, model = load(args, union=True)
@@ -77,6 +84,7 @@ def main():
     logits = zero_shot(x, z, model.logit_scale)
     more = " ..." if len(data.templates) > 1 else ""
     print(f"{counted(len(data.templates), 'prompt')}: {data.templates[0].replace('{type}', data.type)}{more}")
+    print(NOTE)
     metrics = evaluate(logits, labels, data.classes, images.clusters)
     report(args, data, model, splits, metrics, "zero-shot", logits, labels_used=data.chosen_with)
 

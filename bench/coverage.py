@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import accuracy_interval, at_least, normal_quantile, paired_difference
+import torch
+
+from common import accuracy_interval, at_least, calibrate, measure_calibration, normal_quantile, paired_difference
 
 CLASSES, IMAGES = (2, 5, 24, 100), (48, 200, 480, 2000)
 CLUSTERS = ((1, 0.0), (4, 0.6))  # images a cluster, share of clusters with one fate
@@ -23,6 +25,8 @@ ACCURACIES = (0.7, 0.95)
 WORLDS = 30  # sets of class difficulties that the repeats are spread over
 AGREE = 0.7  # share of images on which the second encoder repeats the first
 DRAWS, LUCK = 5, 0.5  # of the labels of few_shot.py, and how much a draw moves all logits
+
+UNEQUAL = {"10 and 100": [10, 100], "3 to 300": [3, 10, 30, 100, 300], "2 to 100": [2, 5, 20, 100] * 6, "20": [20] * 24}
 
 
 def world(rng, classes, images, size, accuracy):
@@ -57,6 +61,20 @@ def two_encoders(rng, classes, images, size, shared, accuracy, repeats):
         hits[0] += holds(accuracy_interval(first, labels, clusters), truth)
         gap = (1 - AGREE) * (other[labels].mean() - truth)
         hits[1] += holds(paired_difference(second, first, labels, clusters)["ci95"], gap)
+    return hits / repeats
+
+
+def mean_per_class(rng, sizes, accuracy, repeats):
+    """Coverage of the interval of the mean over classes of `sizes` images, and that of top-1 on the same images."""
+    labels, hits = np.repeat(np.arange(len(sizes)), sizes), np.zeros(2)
+    for i in range(repeats):
+        if i % max(1, repeats // WORLDS) == 0:
+            skill = rng.beta(5 * accuracy, 5 * (1 - accuracy), len(sizes))
+        right = rng.random(len(labels)) < skill[labels]
+        hits += [
+            holds(accuracy_interval(right, labels, per_class=True), skill.mean()),
+            holds(accuracy_interval(right, labels), skill[labels].mean()),
+        ]
     return hits / repeats
 
 
@@ -96,6 +114,23 @@ def equal_encoders(rng, encoders, classes, images, size, shared, accuracy, repea
     return wrong / repeats
 
 
+def confident(rng, images, classes, temperature):
+    """logits (N, C), labels (N,) drawn from softmax(logits / temperature); true probabilities from even to nearly sure."""
+    p = rng.dirichlet(np.full(classes, 0.4), images) + 1e-4
+    labels = (rng.random(images)[:, None] > (p / p.sum(1, keepdims=True)).cumsum(1)[:, :-1]).sum(1)
+    return torch.from_numpy(temperature * np.log(p)).float(), torch.from_numpy(labels)
+
+
+def sets_of_classes(rng, held, classes, alpha, repeats):
+    """Means over studies with `held` images to fit on and 500 to test: T (truth: 2), coverage of either set, and ECE."""
+    found = []
+    for _ in range(repeats):
+        fitted = calibrate(*confident(rng, held, classes, 2.0), alpha, "")
+        m = measure_calibration(fitted, *confident(rng, 500, classes, 2.0), range(classes), np.arange(held))
+        found.append([m["temperature"], m["lac"]["coverage"], m["aps"]["coverage"], m["ece"], m["ece_before"], m["ece_chance"]])
+    return dict(zip(("temperature", "lac", "aps", "error", "before", "chance"), np.mean(found, 0).tolist()))
+
+
 def settings():
     for classes in CLASSES:
         for images in IMAGES:
@@ -127,6 +162,21 @@ def main():
         for classes, images, size, shared in ((2, 48, 1, 0.0), (5, 200, 1, 0.0), (24, 480, 1, 0.0), (24, 480, 4, 0.6), (100, 2000, 1, 0.0)):
             wrong = equal_encoders(rng, encoders, classes, images, size, shared, 0.8, args.repeats)
             print(f"| {encoders} | {classes} | {images} | {size} | {wrong:.3f} |", flush=True)
+
+    print("\n| classes | test images a class | accuracy | mean per class: its interval holds | that of top-1 |\n|---|---|---|---|---|")
+    for name, sizes in UNEQUAL.items():
+        for accuracy in ACCURACIES:
+            one, two = mean_per_class(rng, sizes, accuracy, args.repeats)
+            print(f"| {len(sizes)} | {name} | {accuracy} | {one:.3f} | {two:.3f} |", flush=True)
+
+    print("\n| classes | held-out images | wanted | LAC sets hold | APS sets hold | T (truth 2) | ECE | before | by chance |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for classes in (2, 5, 24):
+        for held in (15, 50, 200, 1000):
+            for alpha in (0.1, 0.05) if held > 15 else (0.1,):
+                m = sets_of_classes(rng, held, classes, alpha, args.repeats)
+                print(f"| {classes} | {held} | {1 - alpha:g} | {m['lac']:.3f} | {m['aps']:.3f} | {m['temperature']:.2f}", end=" ")
+                print(f"| {m['error']:.3f} | {m['before']:.3f} | {m['chance']:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def made(tiny, tmp_path_factory):
     """What the commands find on a machine where make has run: here of four classes, and of random weights."""
     folder = tmp_path_factory.mktemp("made")
     toy.write_data(folder / "data/toy", toy.TOY[:4], train=12, test=8)
-    for name in ("fruits360", "pictures", "birds"):
+    for name in ("fruits360", "pictures", "birds", "sports"):
         (folder / "data" / name).symlink_to(folder / "data/toy")
     shutil.copytree(tiny / "weights", folder / "weights")
     (folder / "torch/hub/checkpoints").mkdir(parents=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import linear_probe
-from common import _load_images as load_images, load_data, load_model
+from common import _load_images as load_images, load_data, load_model, read_weights
 from linear_probe import accuracy, class_means, equal_classes, logistic_regression, loss_and_gradient, sweep
 
 
@@ -105,7 +105,7 @@ def test_held_out_images_say_whether_frequencies_count():
             kept = logistic_regression(x, y, best["l2"], torch.zeros(10, 64), torch.zeros(10))
             values = [accuracy(*test, *head) for head in (kept, equal_classes(y, *kept))]
             chosen[name] = best["frequencies"]
-            assert accuracy(*test, *best["head"]) > max(values) - 0.02, name
+            assert accuracy(*test, *best["heads"][0]) > max(values) - 0.02, name
             assert name == "alike" or values[1] > values[0] + 0.02
         assert not chosen["equal"]
 
@@ -115,10 +115,10 @@ def test_sweep_goes_from_strong_to_weak_and_does_not_touch_its_input(blobs):
     fits = sweep([(x, y, x_val, y_val), (x_val, y_val, x, y)], 5, linear_probe.PENALTIES)
     assert max(linear_probe.PENALTIES) / min(linear_probe.PENALTIES) >= 1e7 * 0.999
     assert [f["l2"] for f in fits] == sorted(linear_probe.PENALTIES, reverse=True)[: len(fits)]
-    norms = [f["head"][0].norm().item() for f in fits]
+    norms = [f["heads"][0][0].norm().item() for f in fits]
     assert norms == sorted(norms)  # each fit has weights of its own, larger where the penalty is smaller
     weight, bias = logistic_regression(x, y, fits[3]["l2"], torch.zeros(5, 12), torch.zeros(5))
-    assert torch.allclose(fits[3]["head"][0], weight, atol=0.02)
+    assert torch.allclose(fits[3]["heads"][0][0], weight, atol=0.02)
     other = logistic_regression(x_val, y_val, fits[3]["l2"], torch.zeros(5, 12), torch.zeros(5))
     assert fits[3]["val"] == pytest.approx((accuracy(x_val, y_val, weight, bias) + accuracy(x, y, *other)) / 2)
 
@@ -147,7 +147,7 @@ def test_the_nearest_class_mean_as_a_head(blobs):
 
 def test_held_out_images_choose_the_nearest_class_mean_where_it_is_better(world, call, monkeypatch):
     """Of a logistic regression that learns nothing."""
-    monkeypatch.setattr(linear_probe, "logistic_regression", lambda x, y, l2, weight, bias, steps=0: (0 * weight, 0 * bias))
+    monkeypatch.setattr(linear_probe, "logistic_regression", lambda x, y, l2, weight, bias, **more: (0 * weight, 0 * bias))
     record, out = probe(call, "--data", "tiny")
     m = record["metrics"]
     assert m["l2"] is None and m["top1"] == m["class_mean"] and m["val"] == m["class_mean_val"]
@@ -240,6 +240,7 @@ def test_test_images_have_no_say(world, call):
     assert before["history"] == after["history"] and before["metrics"]["l2"] == after["metrics"]["l2"]
     a, b = load_file("a.safetensors"), load_file("b.safetensors")
     assert all(torch.equal(a[key], b[key]) for key in a)
+    assert read_weights("a.safetensors")[0] == read_weights("b.safetensors")[0]  # nor in the confidence
     assert before["metrics"]["mean_per_class"] != after["metrics"]["mean_per_class"]
 
 

@@ -78,7 +78,7 @@ def test_the_rate_and_the_probe_are_taken_from_the_name_of_a_result(tmp_path):
         probe, result = f"results/linear_probe/{folder}/{model}", f"results/finetune/{folder}/{model}"
         args = f"DATA={folder}", f"CLIP={model}", "IMAGENET=resnet101", "FINETUNE=1", f"RATES={rate} 1"
         _, first, second = plan(tmp_path, *args, goal=f"{result}-ml-{rate}.json")
-        assert f"linear_probe.py --data {folder} --model {model} --save {probe}.safetensors" in first
+        assert f"linear_probe.py --data {folder} --model {model} --save {probe}.safetensors --suspects {probe}-suspects.csv " in first
         assert f"--model {model} --method ml --head {probe}.safetensors --lr {rate} " in second
         cs = plan(tmp_path, *args, goal=f"{result}-cs-{rate}.json")
         assert len(cs) == 2 and f"--data {folder} --model {model} --method cs --lr {rate} " in cs[1]

@@ -86,6 +86,11 @@ def change(run, right, k=None, method=None):
     run.row(k, method).update(judged(run.right(k, method), run.arrays["true"]))
 
 
+SURE = {  # calibration of a linear probe
+    "reliability_before": [[0.7, 0.3, 80], [0.95, 0.7, 80]],
+    "reliability": [[0.4, 0.3, 80], [0.6, 0.7, 80]],
+    "reject": [[0.5, 0.7], [1, 0.5]],
+}
 FINE = {  # of three encoders, the images that a linear probe names wrong, and images a second
     "m-clip": (range(0, 160, 2), 100.0),  # 80 wrong
     "m-fast": ([*range(12), *range(100, 116)], 900.0),  # 28 wrong, 16 of them others than those of the best
@@ -105,7 +110,7 @@ def woods(tmp_path):
     (folder / "woods.speed.json").write_text(json.dumps({"images_per_second": {model: speed for model, (_, speed) in FINE.items()}}))
     for model, (wrong, _) in FINE.items():
         probe = {"top1": 1 - len(wrong) / N, "near_copies": 0.3, "test_without_near_copies": 0.5, "confusions": []}
-        write(folder, "linear_probe", model, probe, model, wrong)
+        write(folder, "linear_probe", model, probe | {"calibration": SURE}, model, wrong)
         methods = ["class-mean", "linear", *(["tip", "text-init"] if model == "m-clip" else [])]
         table = {m: {k: {"mean": 0.6, "std": 0.02} for k in ("1", "4", "32")} for m in methods}
         right = np.zeros((3, len(methods), 2, N), np.uint8)
@@ -259,7 +264,7 @@ def legend(fig):
 def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
     s = study(woods)
     drawn, lacking = plot.figures(s)
-    names = "summary few_shot frozen_and_full prompts confusions wise_ft upsampling zero_shot-m-clip methods-m-clip"
+    names = "summary few_shot frozen_and_full prompts confusions calibration wise_ft upsampling zero_shot-m-clip methods-m-clip"
     assert set(drawn) == {f"{name}.png" for name in names.split()} and not lacking
     clip, best, fast = drawn["few_shot.png"].axes
     assert labels(clip) == ["class-mean", "linear", "tip", "text-init", "zero-shot"] and labels(fast) == ["class-mean", "linear"]
@@ -272,6 +277,10 @@ def test_every_figure_has_all_its_curves_in_the_colour_of_the_model(woods):
         "all of the encoder, from the linear probe",
     ]
     assert legend(drawn["methods-m-clip.png"]) == [f"{m}, {u}" for u in plot.UPSAMPLINGS for m in ("ML", "CS")]
+    *encoders, reject = drawn["calibration.png"].axes
+    assert [ax.get_title() for ax in encoders] == s.models and [list(line.get_ydata()) for line in reject.lines] == [[0.7, 0.5]] * 3
+    looks = [("-", [0, 1]), ("--", [0.7, 0.95]), ("-", [0.4, 0.6])]  # even, before, after
+    assert all([(line.get_linestyle(), list(line.get_xdata())) for line in ax.lines] == looks for ax in encoders)
     assert labels(drawn["wise_ft.png"].axes[0]) == ["m-clip, ml", "m-clip, cs", "m-best, ml", "m-fast, ml"]
     assert len(drawn["prompts.png"].axes[0].get_yticks()) == 15
     assert drawn["upsampling.png"] == woods / "upsample/woods/eval.png" and drawn["zero_shot-m-clip.png"].suffix == ".png"
@@ -293,7 +302,7 @@ def test_draws_from_results_alone_at_the_width_of_a_readme(woods, tmp_path, monk
     code, out, err = call(plot.main, "--data", "woods")
     assert code == 0 and not err and "missing" not in out
     files = sorted((tmp_path / "figures" / "woods").iterdir())
-    assert len(files) == 9 and all(600 <= Image.open(file).width <= 920 for file in files)
+    assert len(files) == 10 and all(600 <= Image.open(file).width <= 920 for file in files)
 
 
 # ---- how figures look -------------------------------------------------------------------------------------------------
@@ -338,7 +347,8 @@ def odd(folder, models, shots=("1", "4", "32"), clips=(), speeds=None, everythin
     over = {"data": {"fingerprint": "f1", "classes": CLASSES, "words": CLASSES, "counts": counts}, "labels_used": everything}
     for i, model in enumerate(models):
         wrong = range(10 + 8 * i)
-        write(folder, "linear_probe", model, {"near_copies": 0, "test_without_near_copies": 0.5, "confusions": []}, model, wrong, over=over)
+        probe = {"near_copies": 0, "test_without_near_copies": 0.5, "confusions": [], "calibration": SURE}
+        write(folder, "linear_probe", model, probe, model, wrong, over=over)
         if model in clips:
             write(folder, "zero_shot", model, {"top1": 0.5, "confusions": []}, model, wrong, over={**over, "labels_used": 0})
         if shots:
@@ -541,9 +551,8 @@ def test_frozen_features_alone_make_a_study(woods):
         shutil.rmtree(woods / script)
     shutil.rmtree(woods / "zero_shot/woods-srgan")
     drawn, lacking = plot.figures(study(woods))
-    assert (
-        set(drawn) == {f"{name}.png" for name in ("summary", "few_shot", "prompts", "confusions", "zero_shot-m-clip")} and len(lacking) == 4
-    )
+    names = "summary few_shot prompts confusions calibration zero_shot-m-clip"
+    assert set(drawn) == {f"{name}.png" for name in names.split()} and len(lacking) == 4
     said = "\n".join(plot.advise(study(woods))[0])
     assert "**Fine-tuning:** not run (`FINETUNE=1`)." in said and "**SRGAN:** not run." in said and not plot.missing(study(woods))
 
@@ -556,7 +565,7 @@ def test_the_page_is_written_whole_and_over_no_other_file(woods, tmp_path, monke
     page, summary = (tmp_path / "page.md").read_text(), json.loads((tmp_path / "pics/summary.json").read_text())
     assert code == 0 and not err and out.endswith("wrote pics/summary.json and page.md\n") and page == plot.render(summary)
     drawn = [f"pics/{path.name}" for path in (tmp_path / "pics").glob("*.png")]
-    assert sorted(re.findall(r"!\[.*?\]\((.*?)\)", page)) == sorted(drawn) and len(drawn) == 4
+    assert sorted(re.findall(r"!\[.*?\]\((.*?)\)", page)) == sorted(drawn) and len(drawn) == 5
     assert all(f"- {sentence}\n" in page for sentence in summary["advice"]) and "prompts" not in page
     assert page.count("*Zero-shot: ") == 1 and "Results of `python zero_shot.py --data woods --model m-clip`." in page
     (tmp_path / "mine.md").write_text("mine")

@@ -121,6 +121,7 @@ def test_script_prints_and_writes(world, call):
         "top1_ci95_other_classes",
         "top5",
         "mean_per_class",
+        "mean_per_class_ci95",
         "chance",
         "largest_class",
         "confusions",
@@ -153,7 +154,7 @@ def test_any_pictures_any_labels(world, call):
     files = sorted((world / "data/tiny/Test").rglob("*.jpg"))[:2]
     code, out, _ = call(zero_shot.main, "--model", "toy-ViT", "--images", *files, "--labels", "a cat", "a red apple", "a dog")
     lines = out.splitlines()
-    assert code == 0 and lines[0] == str(files[0]) and len(lines) == 8
+    assert code == 0 and lines[0] == str(files[0]) and len(lines) == 9 and "not calibrated" in lines[-1]
     p = [float(line.split()[0]) for line in lines[1:4]]
     assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1, abs=0.01)
     assert {line.split(maxsplit=1)[1] for line in lines[1:4]} == {"a cat", "a red apple", "a dog"}
