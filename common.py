@@ -17,7 +17,7 @@ A script calls these, in about this order. What starts with _ can wait.
                                       snapshot (copies what training changes) and read_checkpoint (looks before hours are spent)
     save_weights(file, tensors, about(data, model, images, seed))     the one format of saved heads and networks
     read_weights(file) -> about, tensors
-    use_saved(args)                   --load FILE with --predict or --export
+    use_saved(args)                   --load FILE with --predict or --export, whose flags check_saved looks at
     name_pictures(model, files, head, labels)         classifies any pictures: prints the ranking, or writes a CSV
 
 And these, where they are needed:
@@ -27,11 +27,13 @@ And these, where they are needed:
     atomic, read_json, write_json, save_tensors       files that are whole or absent
     digest, file_sha256, code_version                 keys of caches, and what a record says of the code
     accuracy_interval, paired_difference, wilson, normal_quantile, few_tested         what few test images are worth
-    calibrate, measure_calibration, conformal_scores  confidences, and sets of classes, that mean what they say
+    calibrate, measure_calibration    confidences, and sets of classes, that mean what they say; of fit_temperature,
+                                      conformal_scores, conformal_quantile and reliability
     read_result(file) -> record, arrays               what report wrote
     find_copies(test, train)          which pictures of one split are in another
     read_templates(prompts)           what --prompts and --templates name
-    read_rgb, image_sizes, native_size, upsample      pictures
+    read_rgb, image_sizes, native_size, upsample      pictures; read_ahead reads them while others are used
+    draw_pictures, wrap, natural      a sheet of pictures under their names; 2.jpg before 10.jpg
     model_name, spelled, input_size, pick_device, CLIP        names of models, their table, and hardware
     Data, Images, Model, FORMAT       what these make, and the number of what they write
 
@@ -56,6 +58,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 import zipfile
@@ -187,6 +190,40 @@ def some(names, most=6):
 def progress(items, what, unit, total=None):
     """tqdm with rate and time left; silent where the output is not a terminal."""
     return tqdm(items, desc=what, unit=unit, total=total, disable=None, leave=False)
+
+
+def read_ahead(pool, read, batches):
+    """For each batch of items the list of read(item), made by the threads of `pool` while the one before is used."""
+    ahead = None
+    for batch in chain(batches, [None]):
+        ready, ahead = ahead, batch and [pool.submit(read, item) for item in batch]
+        if ready:
+            yield [future.result() for future in ready]
+
+
+def wrap(text, width):
+    """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a folder may not be text
+    width -= width * sum(map(str.isupper, text)) // (4 * len(text) + 1)  # capitals are wider
+    return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
+
+
+def draw_pictures(file, pixels, captions, colours, title):
+    """PNG of uint8 pictures, each (S, S, 3), four in a row, each under its caption, which is not wrapped any more, in its colour."""
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
+
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    rows = -(-len(pixels) // 4)
+    fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
+    axes = fig.subplots(rows, 4, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+        ax.set_anchor("N")  # the layout reckons with captions above the whole of a place
+    for ax, picture, caption, colour in zip(axes.flat, pixels, captions, colours):
+        ax.imshow(picture)
+        ax.set_title(caption, color=colour, fontsize=9, parse_math=False)
+    fig.suptitle(wrap(title, 90), fontsize=11, parse_math=False)
+    fig.savefig(file, format="png", dpi=100)
 
 
 # ---- command line -----------------------------------------------------------------------------------------------
@@ -388,7 +425,7 @@ def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None
     # no group on both sides of a split
     if groups:
         named = _group_names(groups, [row[0] for rows in splits.values() for row in rows])
-        names = sorted(set(named.values()), key=_natural)
+        names = sorted(set(named.values()), key=natural)
         print(f"{name}: {counted(len(names), 'group')} of {counted(len(named), 'image')}: {some(names, 3)}")
         splits = _part_groups(splits, named)
 
@@ -1215,17 +1252,21 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
         history, best = [first], snapshot(net)
     spent, started, position = history[-1]["seconds"], time.time(), history[-1]["step"]
 
+    def fetch(call):
+        return [t.pin_memory() if model.device.type == "cuda" else t for t in call()]
+
     left = legs[len(history) - 1 :]
     bar = progress(None, f"{model.name} training", "step", steps)
     bar.update(position)
     with bar, ThreadPoolExecutor(1) as pool:
-        ready = _one_ahead(pool, chain.from_iterable(batches for _, batches in left), model.device)
+        ready = read_ahead(pool, fetch, ([call] for _, batches in left for call in batches))
         for epoch, batches in left:
             # a leg of steps
             total, since, begun = torch.zeros(2, device=model.device), 0, time.time()
             net.train()
             while since < len(batches):
-                tensors = [t.to(model.device, non_blocking=True) for t in next(ready)]
+                (tensors,) = next(ready)
+                tensors = [t.to(model.device, non_blocking=True) for t in tensors]
                 share = _learning_rate((position + 0.5) / steps)
                 for group, peak in zip(optimizer.param_groups, peaks):
                     group["lr"] = peak * share
@@ -1278,21 +1319,6 @@ def _resume(saved, net, optimizer, scaler, device):
 def _learning_rate(done):
     """The share of its peak after a share of all steps: a straight rise, then half a cosine."""
     return done / _WARMUP if done < _WARMUP else (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))) / 2
-
-
-def _one_ahead(pool, calls, device):
-    """The results of functions without arguments, each computed in the pool while the one before is used."""
-
-    def fetch(call):
-        return [t.pin_memory() if device.type == "cuda" else t for t in call()]
-
-    ahead = None
-    for call in calls:
-        ready, ahead = ahead, pool.submit(fetch, call)
-        if ready:
-            yield ready.result()
-    if ahead:
-        yield ahead.result()
 
 
 def _random_state(device):
@@ -1349,6 +1375,14 @@ def read_weights(path):
     return about, tensors
 
 
+def check_saved(parser, args):
+    """End the program where the flags "load predict csv bom export" do not belong together."""
+    if bool(args.load) != (bool(args.predict) != bool(args.export)):
+        parser.error("--load belongs to either --predict or --export")
+    if (args.csv and not args.predict) or (args.bom and not args.csv):
+        parser.error("--csv is for --predict, --bom for --csv")
+
+
 def use_saved(args, batch=None):
     """What --load FILE is for: --predict names pictures with it, on the screen or into --csv; --export makes an ONNX graph of it.
 
@@ -1400,17 +1434,15 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
 
     def read(path):
         try:
-            return _read_image(path, model.size)[0], ""
+            return path, _read_image(path, model.size)[0], ""
         except Exception as error:
-            return None, why(error)
+            return path, None, why(error)
 
     def named():
         """(path, probabilities float64 (C,) or None, why not), each batch read while the one before is named."""
+        batches = (paths[start : start + model.batch] for start in range(0, len(paths), model.batch))
         with ThreadPoolExecutor() as pool:
-            ahead = ()
-            for start in range(0, len(paths) + model.batch, model.batch):
-                ready, ahead = ahead, [(path, pool.submit(read, path)) for path in paths[start : start + model.batch]]
-                ready = [(path, *future.result()) for path, future in ready]
+            for ready in read_ahead(pool, read, batches):
                 if pixels := [x for _, x, _ in ready if x is not None]:
                     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
                     with torch.no_grad():
@@ -1450,7 +1482,7 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
 # ---- folders ----------------------------------------------------------------------------------------------------
 
 
-def _natural(name):
+def natural(name):
     """Sort key that puts 2.jpg before 10.jpg."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
@@ -1494,7 +1526,7 @@ class _Folder:
         """[(path below root, size in bytes, mtime in ns)] of the images at any depth, in natural order of the whole path."""
         entries = [(f.path.relative_to(root) / e.name, e.stat()) for f in self.walk() for e in f.images]
         rows = [(path.as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in entries]
-        return sorted(rows, key=lambda row: (_natural(row[0]), row[0]))
+        return sorted(rows, key=lambda row: (natural(row[0]), row[0]))
 
 
 def _class_folders(folder):
@@ -1650,7 +1682,7 @@ def _blocked_split(labels, share, seed, groups=None):
     the fewest groups. Where classes share groups so that not all can have one on either side, training has.
     """
     labels = np.asarray(labels)
-    names = sorted(set(groups or ()), key=lambda name: (_natural(name), name))
+    names = sorted(set(groups or ()), key=lambda name: (natural(name), name))
     index = {name: i for i, name in enumerate(names)}
     which = np.array([index[name] for name in groups], int) if groups else np.arange(len(labels))  # (N,)
     members = [np.unique(which[labels == c], return_counts=True) for c in np.unique(labels)]  # of each class (groups, their images)
@@ -1713,7 +1745,7 @@ def _part_groups(splits, groups):
     for split in ("test", "val", "train"):
         rows = splits.get(split, [])
         splits |= {split: [row for row in rows if groups[row[0]] not in later]} if rows else {}
-        shared = sorted({groups[row[0]] for row in rows} & {*later}, key=_natural)
+        shared = sorted({groups[row[0]] for row in rows} & {*later}, key=natural)
         if shared:
             where = " or ".join(dict.fromkeys(later[group] for group in shared))
             count = counted(len(rows) - len(splits[split]), f"{split} image")

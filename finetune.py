@@ -26,6 +26,7 @@ from common import (
     add_flags,
     at_least,
     calibrate,
+    check_saved,
     counted,
     digest,
     ending,
@@ -234,10 +235,7 @@ def arguments():
     parser.add_argument("--balance", action="store_true", help="in the loss, a class of few images has as much to say as any (no)")
     add_flags(parser, "load predict csv bom export")
     args = parser.parse_args()
-    if bool(args.load) != (bool(args.predict) != bool(args.export)):
-        parser.error("--load belongs to either --predict or --export")
-    if (args.csv and not args.predict) or (args.bom and not args.csv):
-        parser.error("--csv is for --predict, --bom for --csv")
+    check_saved(parser, args)
     if args.method == "cs" and (args.head or args.freeze):
         parser.error("--head and --freeze are for ml: cs has no head but the captions and their temperature")
     if args.freeze and args.train_bn:

@@ -12,7 +12,6 @@ twice, and with --suspects which labels look wrong. Copy this file and common.py
 
 import argparse
 import csv
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +19,26 @@ import torch
 import torch.nn.functional as F
 
 from common import (
-    _natural as natural,
     about,
     add_flags,
     atomic,
     calibrate,
+    check_saved,
     counted,
+    draw_pictures,
     ending,
     evaluate,
     find_copies,
     load,
     measure_calibration,
+    natural,
     progress,
     report,
     save_weights,
     some,
     use_saved,
     wilson,
+    wrap,
 )
 
 PENALTIES = [10 ** (e / 2) for e in range(2, -13, -1)]  # 10 to 1e-6 in half decades, for features of unit variance
@@ -48,6 +50,7 @@ FEW = 30  # images below which an accuracy says nothing
 FOLDS = 5  # of the cross-validation by which --suspects judges labels
 SUSPECTS, PAIRS = 24, 12  # on a contact sheet
 LARGE = 50_000  # images of a split above which they are not compared with each other: 4 times as many take 16 times as long
+RED = "#c62828"
 IDENTICAL = 0.999  # similarity from which pictures are compared byte for byte
 
 
@@ -207,29 +210,6 @@ def find_suspects(p, y):
     return rows, likely[rows]
 
 
-def draw_sheet(file, pixels, captions, marked, title):
-    """PNG of uint8 images, each (S, S, 3), four in a row, under captions whose lines are wrapped, never cut; those `marked` in red."""
-    from matplotlib.figure import Figure  # here, because it takes half a second to import
-
-    def broken(text, letters):  # capitals are wider; after _ as after a space
-        letters -= letters * sum(map(str.isupper, text)) // (4 * len(text) + 1)
-        return "\n".join(textwrap.fill(line.replace("_", "_ "), letters).replace("_ ", "_") for line in text.split("\n"))
-
-    captions = [broken(caption, 25) for caption in captions]
-    lines = 1 + max(caption.count("\n") for caption in captions)
-    rows = -(-len(pixels) // 4)
-    fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
-    axes = fig.subplots(rows, 4, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-        ax.set_anchor("N")  # the layout reckons with captions above the whole of a place
-    for ax, image, caption, red in zip(axes.flat, pixels, captions, marked):
-        ax.imshow(image)
-        ax.set_title(caption, color="#c62828" if red else "black", fontsize=9, parse_math=False)
-    fig.suptitle(broken(title, 90), fontsize=11, parse_math=False)
-    fig.savefig(file, format="png", dpi=100)
-
-
 # ---- what main() is cut into ------------------------------------------------------------------------------------------
 
 
@@ -309,19 +289,24 @@ def search_copies(images, right, device, listed):
 
 
 def write_list(file, header, rows, sheet):
-    """CSV of `rows`, and beside it a .png that draw_sheet makes of `sheet`, its arguments behind the file; none where there are no rows."""
+    """CSV of `rows`, and beside it a .png that draw_pictures makes of `sheet`, its arguments behind the file; none without rows."""
     with atomic(file) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
     picture = Path(file).with_suffix(".png")
     if rows:
         with atomic(picture) as temporary:
-            draw_sheet(temporary, *sheet)
+            draw_pictures(temporary, *sheet)
     else:
         picture.unlink(missing_ok=True)  # of an earlier run
 
 
 def picture(images, split, i):
     return images[split][[i]][0].permute(1, 2, 0).numpy()
+
+
+def caption(path, text):
+    """What stands over a picture on a sheet: the name of its file, and a text, both wrapped and never cut."""
+    return f"{wrap(Path(path).name, 25)}\n{wrap(text, 25)}"
 
 
 def identical(images, a, b):
@@ -368,11 +353,11 @@ def search_pairs(data, images, device, copies, listed):
         yes = {True: "yes", False: "no"}
         rows = [(*named(*a), *named(*b), f"{p['similarity']:.4f}", yes[p["mirrored"]], yes[p["exact"]]) for a, b, p in pairs]
         shown = [(w, p) for a, b, p in pairs[:PAIRS] for w in (a, b)]
-        captions = [f"{Path(path).name}\n{split}, {label}" for path, split, label in (named(*w) for w, _ in shown)]
-        marked = [not p["same_label"] for _, p in shown]
+        captions = [caption(path, f"{split}, {label}") for path, split, label in (named(*w) for w, _ in shown)]
+        colours = ["black" if p["same_label"] else RED for _, p in shown]
         title = f"{data.name}: copies, two and two; red where labels contradict each other; {min(PAIRS, len(pairs))} of {len(pairs):,}"
         header = ["a", "split_a", "label_a", "b", "split_b", "label_b", "similarity", "mirrored", "exact"]
-        write_list(listed, header, rows, ([picture(images, *w) for w, _ in shown], captions, marked, title))
+        write_list(listed, header, rows, ([picture(images, *w) for w, _ in shown], captions, colours, title))
 
 
 def all_in_folds(data, images, labels):
@@ -414,11 +399,11 @@ def search_suspects(data, images, x, y, l2, mean, scale, file):
         print(f"  {path}: {given} {low:.2f} -> {other} {high:.2f}")
 
     header = ["path", "split", "given", "likely", "given_probability", "likely_probability"]
-    captions = [f"{Path(path).name}\n{given} -> {other}" for path, _, given, other, *_ in found[:SUSPECTS]]
+    captions = [caption(path, f"{given} -> {other}") for path, _, given, other, *_ in found[:SUSPECTS]]
     title = f"{data.name}: labels that look wrong, given -> likely; {min(SUSPECTS, len(found))} of {len(found):,}"
     pictures = [picture(images, *where[row]) for row in rows[:SUSPECTS].tolist()]
     listed = [(*names, f"{low:.4f}", f"{high:.4f}") for *names, low, high in found]
-    write_list(file, header, listed, (pictures, captions, [False] * SUSPECTS, title))
+    write_list(file, header, listed, (pictures, captions, ["black"] * SUSPECTS, title))
 
 
 def arguments():
@@ -432,10 +417,7 @@ def arguments():
     parser.add_argument("--balance", action="store_true", help="in the loss, a class of few images has as much to say as any (no)")
     add_flags(parser, "load predict csv bom export")
     args = parser.parse_args()
-    if bool(args.load) != (bool(args.predict) != bool(args.export)):
-        parser.error("--load belongs to either --predict or --export")
-    if (args.csv and not args.predict) or (args.bom and not args.csv):
-        parser.error("--csv is for --predict, --bom for --csv")
+    check_saved(parser, args)
     if args.load and (args.save or args.out):
         parser.error("--load only predicts or exports: --save and --out are for fitting")
     if args.prompts and not args.save:

@@ -39,6 +39,7 @@ from common import (
     some,
     spelled,
     wilson,
+    wrap,
     write_json,
 )
 
@@ -99,10 +100,10 @@ class Run:
 
     def place(self, k=None, method=None):
         """Which row of its table: the only one, or that of k labels a class and a method of few_shot.py."""
-        wanted = (
-            (int(k), f"few-shot, {method or self.few}") if k else (self.record["table"][0]["labels"], self.record["table"][0]["method"])
-        )
-        return [(row["labels"], row["method"].removesuffix(", balanced" if k else "")) for row in self.record["table"]].index(wanted)
+        if k is None:
+            return 0
+        rows = [(row["labels"], row["method"].removesuffix(", balanced")) for row in self.record["table"]]
+        return rows.index((int(k), f"few-shot, {method or self.few}"))
 
     def row(self, k=None, method=None):
         """That row, as the script has written it: method, labels, labels_used, accuracy, ci95."""
@@ -224,13 +225,6 @@ FONTS = {
 }
 TICKS = 8  # points; an argument, because ticks are made when the file is written, after FONTS are over
 LETTERS = 12  # to an inch, of a title
-
-
-def wrap(text, width):
-    """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a folder may not be text
-    width -= width * sum(map(str.isupper, text)) // (4 * len(text) + 1)  # capitals are wider
-    return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
 
 
 def panels(count, width=9.0, height=3.6, across=3, **kwargs):

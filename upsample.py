@@ -49,6 +49,7 @@ from common import (
     native_size,
     pick_device,
     progress,
+    read_ahead,
     read_checkpoint,
     read_json,
     read_rgb,
@@ -244,15 +245,6 @@ def crop(picture, size, seed):
 def fitted(height, width, size):
     """(height, width) of a picture whose short side is brought to `size`."""
     return tuple(round(side * size / min(height, width)) for side in (height, width))
-
-
-def read_ahead(pool, read, batches):
-    """For each batch the list of read(item), made by the pool one batch ahead."""
-    ahead = None
-    for batch in [*batches, None]:
-        ready, ahead = ahead, batch and [pool.submit(read, item) for item in batch]
-        if ready:
-            yield [future.result() for future in ready]
 
 
 def draw_grid(file, rows, title):

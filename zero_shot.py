@@ -8,13 +8,12 @@ Copy this file and common.py to use it elsewhere.
 """
 
 import argparse
-import textwrap
 from functools import partial
 
 import numpy as np
 import torch.nn.functional as F
 
-from common import add_flags, atomic, counted, evaluate, load, load_model, name_pictures, report
+from common import add_flags, atomic, counted, draw_pictures, evaluate, load, load_model, name_pictures, report, wrap
 
 GREEN, RED = "#1a7f37", "#c62828"
 NOTE = "note: probabilities from captions alone are not calibrated: no labelled image has said how far to trust them"
@@ -26,29 +25,12 @@ def zero_shot(x, z, scale):
 
 
 def draw_grid(file, pixels, predicted, true, title):
-    """PNG of uint8 images (B, S, S, 3), four in a row, each captioned `Predicted (True)` in green where right, red where wrong."""
-    from matplotlib.figure import Figure  # here, because it takes half a second to import
-
-    def broken(text, letters):  # capitals are wider; after _ as after a space
-        letters -= letters * sum(map(str.isupper, text)) // (4 * len(text) + 1)
-        return textwrap.fill(text.replace("_", "_ "), letters).replace("_ ", "_")
-
-    captions = [broken(f"{p} ({t})", 29) for p, t in zip(predicted, true)]
+    """PNG of uint8 images (B, S, S, 3), each captioned `Predicted (True)` in green where right, red where wrong."""
+    captions = [wrap(f"{p} ({t})", 29) for p, t in zip(predicted, true)]
     for i, names in enumerate(zip(predicted, true)):
         if "\n" in captions[i]:  # a line for each name, or more, so that names are whole
-            captions[i] = "{}\n({})".format(*(broken(name, 25) for name in names))
-    lines = 1 + max(caption.count("\n") for caption in captions)
-    rows = -(-len(pixels) // 4)
-    fig = Figure(figsize=(9, rows * (2.1 + 0.16 * lines) + 0.4), layout="constrained")
-    axes = fig.subplots(rows, 4, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-        ax.set_anchor("N")  # the layout reckons with captions above the whole of a place
-    for ax, image, caption, right in zip(axes.flat, pixels, captions, np.array(predicted) == np.array(true)):
-        ax.imshow(image)
-        ax.set_title(caption, color=GREEN if right else RED, fontsize=9, parse_math=False)
-    fig.suptitle(broken(title, 90), fontsize=11, parse_math=False)
-    fig.savefig(file, format="png", dpi=100)
+            captions[i] = "{}\n({})".format(*(wrap(name, 25) for name in names))
+    draw_pictures(file, pixels, captions, [GREEN if p == t else RED for p, t in zip(predicted, true)], title)
 
 
 def main():
@@ -91,8 +73,8 @@ def main():
     if args.grid:
         pick = np.random.default_rng(args.seed).permutation(len(images))[:16]
         predicted, true = ([data.classes[i] for i in y[pick].tolist()] for y in (logits.argmax(1), labels))
+        title = f"{data.name}: zero-shot, {model.name}, accuracy {metrics['top1']:.3f}; predicted (true)"
         with atomic(args.grid) as temporary:
-            title = f"{data.name}: zero-shot, {model.name}, accuracy {metrics['top1']:.3f}; predicted (true)"
             draw_grid(temporary, images[pick].permute(0, 2, 3, 1).numpy(), predicted, true, title)
         print(f"drew {args.grid}")
 

@@ -31,13 +31,13 @@ import coverage
 
 
 @pytest.fixture(scope="module")
-def world():
+def simulated():
     """(logits, labels) of 3000 images each to fit and to test: labels are drawn from softmax(logits / 2)."""
     return [coverage.confident(np.random.default_rng(seed), 3000, 6, 2.0) for seed in (0, 1)]
 
 
-def test_the_temperature_is_found_again(world):
-    (logits, labels), _ = world
+def test_the_temperature_is_found_again(simulated):
+    (logits, labels), _ = simulated
     assert fit_temperature(logits, labels) == pytest.approx(2, rel=0.06)
     # the least cross-entropy with smoothed labels, by trying
     smooth = torch.nn.functional.one_hot(labels, 6) * 3000 / 3001 + 1 / 3001 / 6
@@ -63,8 +63,8 @@ def test_scores_and_quantiles_by_hand():
     assert conformal_quantile(values, 0.25) == pytest.approx(0.8) and conformal_quantile(values[1:], 0.1) == 1  # 8 are too few for 9 of 10
 
 
-def test_metrics_are_those_of_independent_implementations(world):
-    (held, y_held), (logits, y) = ((part[0][:, :2].contiguous(), part[1] % 2) for part in world)
+def test_metrics_are_those_of_independent_implementations(simulated):
+    (held, y_held), (logits, y) = ((part[0][:, :2].contiguous(), part[1] % 2) for part in simulated)
     fitted = calibrate(held, y_held, 0.1, "val split")
     m = measure_calibration(fitted, logits[:1000], y[:1000], ["a", "b"], np.arange(3000), reject=0.7)
     for name, t in (("_before", 1), ("", m["temperature"])):
@@ -106,19 +106,11 @@ def test_sets_hold_the_truth_as_often_as_promised(held):
 # ---- the scripts ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def here(tiny, tmp_path, monkeypatch):
-    for name in ("data", "weights"):
-        (tmp_path / name).symlink_to(tiny / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_probe_is_calibrated_on_images_it_has_not_seen(here, call):
+def test_probe_is_calibrated_on_images_it_has_not_seen(world, call):
     flags = "--data tiny --model toy-RN --reject 0.5 --out r.json --save h.safetensors"
     code, out, err = call(linear_probe.main, *flags.split())
     assert code == 0, err
-    record, about = json.loads((here / "r.json").read_text()), read_weights("h.safetensors")[0]
+    record, about = json.loads((world / "r.json").read_text()), read_weights("h.safetensors")[0]
     m, told = record["metrics"]["calibration"], about["calibration"]
     assert {*told} == {"temperature", "alpha", "lac", "aps", "images", "source"} and told["source"] == "held-out training images"
     assert 8 < told["images"] <= 32
@@ -148,16 +140,16 @@ def test_each_held_out_image_counts_once_and_by_a_head_that_has_not_seen_it():
     assert rows == [0, 5, 6, 2] and logits[:, 0].tolist() == [1, 1, 2, 3] and labels.tolist() == [0, 1, 1, 0]
 
 
-def test_network_is_calibrated_on_validation(here, call):
+def test_network_is_calibrated_on_validation(world, call):
     flags = "--data tiny --model toy-RN --epochs 1 --batch 8 --lr 0 --head-lr 0 --out r.json --save n.safetensors"
     code, out, err = call(finetune.main, *flags.split())
     assert code == 0, err
-    m, told = json.loads((here / "r.json").read_text())["metrics"], read_weights("n.safetensors")[0]["calibration"]
+    m, told = json.loads((world / "r.json").read_text())["metrics"], read_weights("n.safetensors")[0]["calibration"]
     assert told["images"] == 8 and told["lac"] == told["aps"] == 1  # too few to leave any class out
     assert m["calibration"]["lac"]["coverage"] == 1 and m["calibration"]["lac"]["size"] == 4 and "LAC sets" in out
 
 
-def test_captions_alone_are_not_calibrated(here, call):
+def test_captions_alone_are_not_calibrated(world, call):
     assert "probabilities from captions alone are not calibrated" in call(zero_shot.main, "--data", "tiny", "--model", "toy-RN")[1]
 
 
@@ -210,15 +202,15 @@ def test_intervals_of_the_mean_per_class_hold(name):
 
 
 @pytest.mark.parametrize("script, flags", [(linear_probe, ""), (finetune, "--epochs 1 --batch 8"), (few_shot, "--shots 8 --seeds 1")])
-def test_balance_is_said(here, call, script, flags):
-    shutil.copytree(here / "data" / "tiny", here / "own")
-    for file in sorted(sorted((here / "own" / "Training").iterdir())[0].iterdir())[3:]:
+def test_balance_is_said(world, call, script, flags):
+    shutil.copytree(world / "data" / "tiny", world / "own")
+    for file in sorted(sorted((world / "own" / "Training").iterdir())[0].iterdir())[3:]:
         file.unlink()
     told = []
     for more in ((), ("--balance",)):
         code, out, err = call(script.main, "--data", "./own", "--model", "toy-RN", *flags.split(), *more, "--out", "r.json")
         assert code == 0, err
-        told.append(json.loads((here / "r.json").read_text()))
+        told.append(json.loads((world / "r.json").read_text()))
     plain, balanced = ([row["method"] for row in record["table"]] for record in told)
     weighed = [m + ", balanced" if m not in ("few-shot, class-mean", "few-shot, tip") else m for m in plain]
     assert balanced == weighed and told[1]["args"]["balance"] is True

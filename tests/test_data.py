@@ -15,13 +15,13 @@ from PIL import Image
 from common import (
     _blocked_split as blocked_split,
     _load_images as load_images,
-    _natural as natural,
     _read_image as read_image,
     _to_json as to_json,
     _to_rgb as to_rgb,
     few_tested,
     hold_out,
     load_data,
+    natural,
 )
 
 

@@ -16,12 +16,12 @@ from PIL import Image, ImageOps
 from test_copies import as_images, scenes
 
 import linear_probe
-from common import find_copies, load_data
+from common import draw_pictures, find_copies, load_data
 from linear_probe import (
     all_in_folds,
     blocked_folds,
+    caption,
     cross_validated,
-    draw_sheet,
     find_pairs,
     find_suspects,
     identical,
@@ -108,17 +108,17 @@ def test_probabilities_are_of_images_that_were_not_fitted():
 
 
 def test_a_sheet_shows_long_names_whole(tmp_path):
-    long = "a_very_long_name_of_a_file_that_" * 4 + ".jpg\nGREATER PRAIRIE CHICKEN $x_ -> CAMPO FLICKER"
+    long = caption("a_very_long_name_of_a_file_that_" * 4 + ".jpg", "GREATER PRAIRIE CHICKEN $x_ -> CAMPO FLICKER")
     plain = np.zeros((20, 20, 3), np.uint8)
     sizes = []
-    for caption in ("a.jpg\na -> b", long):
-        draw_sheet(tmp_path / "s.png", [plain] * 2, [caption] * 2, [False] * 2, "t")
+    for text in (caption("a.jpg", "a -> b"), long):
+        draw_pictures(tmp_path / "s.png", [plain] * 2, [text] * 2, ["black"] * 2, "t")
         sizes.append(Image.open(tmp_path / "s.png").size)
     assert sizes[0][0] == sizes[1][0] and sizes[1][1] > sizes[0][1] + 50  # taller, by lines
 
 
 def test_a_list_without_rows_leaves_no_sheet_of_an_earlier_one(tmp_path):
-    sheet = [np.zeros((20, 20, 3), np.uint8)], ["$a_$"], [True], "t"
+    sheet = [np.zeros((20, 20, 3), np.uint8)], ["$a_$"], ["red"], "t"
     for rows in ([("ä", 2)], []):
         write_list(tmp_path / "l.csv", ["a", "b"], rows, sheet)
         assert (tmp_path / "l.csv").read_text(encoding="utf-8") == ("a,b\nä,2\n" if rows else "a,b\n")
