@@ -66,10 +66,11 @@ def trial(data, images, x, true, model, rate, seed):
 
     # what the script does
     mean, scale = model.centre_and_spread(x["train"])
-    _, _, tied = fit_probe(x["train"], parts["train"], held_out_runs(images, x, parts, 0), mean, scale, len(data.classes))
+    runs = held_out_runs(images, x, parts, 0)
+    *_, (chosen, *_) = fit_probe(x["train"], parts["train"], runs, mean, scale, len(data.classes), balance=False)
     _, fold = all_in_folds(data, images, y)
     together = (torch.cat([*x.values()]) - mean) / scale
-    p, judged = cross_validated(together, y, torch.from_numpy(fold), tied[0]["l2"], len(data.classes))
+    p, judged = cross_validated(together, y, torch.from_numpy(fold), chosen["l2"], len(data.classes))
     known = judged.nonzero()[:, 0]
     rows, likely = find_suspects(p[known], y[known])
 

@@ -3,6 +3,7 @@
 import csv
 import random
 import shutil
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -12,11 +13,12 @@ import torch
 from cleanlab.count import compute_confident_joint, get_confident_thresholds
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import order_label_issues
+from conftest import ROOT
 from PIL import Image, ImageOps
 from test_copies import as_images, scenes
 
 import linear_probe
-from common import draw_pictures, find_copies, load_data
+from common import draw_pictures, find_copies, load_data, load_model
 from linear_probe import (
     all_in_folds,
     blocked_folds,
@@ -234,3 +236,16 @@ def test_pairs_are_planted_ones(gathered, call):
     ]
     assert "pairs           4   " in out and Image.open("r/m-pairs.png").size[0] == 900
     assert "note: 1 pair of identical pictures with different labels: train/blue/1.png = train/green/other.png\n" in out
+
+
+def test_the_bench_counts_what_the_script_would_name(world):
+    """Of labels as they are some may be named, in vain; of changed ones the shares lie in 0 to 1."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    import suspects
+
+    data, model = load_data("tiny"), load_model("toy-RN", "cpu", features="penultimate")
+    images = data.images(model.size)
+    x = {split: model.features(part)[0] for split, part in images.items()}
+    true = torch.cat([part.labels for part in images.values()])
+    row = suspects.trial(data, images, x, true, model, 0.25, 0)
+    assert 0 <= row[0] <= len(true) and all(0 <= share <= 1 for share in (*row[1:3], *row[5:]))
