@@ -202,10 +202,11 @@ def mobilenet_head(folder):
     torch.manual_seed(0)
     tensors = {"head.weight": torch.randn(3, 1280) / 8, "head.bias": torch.randn(3)}
     about = {"model": model.name, "features": model.kind, "act": "", "sha256": model.sha256, "classes": ["ash", "elm, or so", "yew"]}
+    about["calibration"] = {"temperature": 2.0, "lac": 1.0}
     save_weights(folder / "head.safetensors", tensors, about)
 
 
-def test_mobilenet_in_a_few_lines(real, tmp_path, monkeypatch, call):
+def test_mobilenet_in_ten_lines(real, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints/mobilenet_v2-7ebf99e0.pth").symlink_to(real / "weights/mobilenet_v2.pth")
@@ -218,7 +219,7 @@ def test_mobilenet_in_a_few_lines(real, tmp_path, monkeypatch, call):
 
     # the program of the docs, the only one
     (program,) = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
-    assert "common" not in program
+    assert "common" not in program and len(program[program.index("weights =") :].splitlines()) <= 10
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     probability, label = done.stdout.strip().split(maxsplit=1)
