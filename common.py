@@ -141,13 +141,7 @@ def read_json(path):
 
 
 def write_json(path, value):
-    """JSON, whole or not at all; numbers that are not finite, which JSON has not, become null, as in `_to_json`."""
-    with atomic(path) as temporary:
-        temporary.write_text(_to_json(value), encoding="utf-8")
-
-
-def _to_json(value):
-    """JSON text of a value; numbers that are not finite, which JSON has not, become null."""
+    """JSON, whole or not at all; numbers that are not finite, which JSON has not, become null."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -156,7 +150,8 @@ def _to_json(value):
             return [plain(v) for v in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n"
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def file_sha256(path):
@@ -1899,7 +1894,6 @@ def _decode(files, side, path, small, what):
 # Just above the most similar pair of different pictures: .923 of 1,920 toy pictures, each drawn anew, .968 of 7,600 frames of
 # different fruits. Made copies of 900 photographs and cartoons (half size, JPEG of quality 30, brightness .8 to 1.15, mirrored) all are
 _COPY = 0.97
-_LOOK_ALIKE = 0.95  # cosine of coarse thumbnails; says how much the pictures of a set resemble one another, and no more
 _WAVES = 16  # frequencies below this are compared: half of what a thumbnail holds, so that resizing and JPEG change little
 _BLOCK = 2048  # pictures compared at a time on either side: 100 MB
 
@@ -1928,12 +1922,6 @@ def _similarity(a, b):
     return even + odd.abs(), odd < 0
 
 
-def _coarse(thumbnails):
-    """Unit-length (N, 768): 16 x 16 averages, the mean of each colour removed."""
-    x = F.avg_pool2d(thumbnails.permute(0, 3, 1, 2).float(), 2)
-    return F.normalize((x - x.mean((2, 3), keepdim=True)).flatten(1), dim=1)
-
-
 def _thumbnail_blocks(images, device, block):
     """(first, thumbnails of the next `block` images on the device), so that a large set is never in memory as a whole."""
     for first in range(0, len(images.rows), block):
@@ -1942,18 +1930,17 @@ def _thumbnail_blocks(images, device, block):
 
 
 def find_copies(test, train, device="cpu", block=_BLOCK):
-    """Look for every image of one split (N) in another: (copies, look_alike).
+    """Look for every image of one split (N) in another: a list of copies.
 
-    `copies` are dicts: positions `test` and `train`, `similarity` above COPY, whether `mirrored`, whether `same_label`; for a
-    test image its best match of its own label and its best match of another, where there are such. `look_alike` is boolean (N,).
-    A copy may be mirrored, resized, saved as JPEG or brightened. Cut by up to 2 % a side half are found, by 5 % nearly none.
-    Where both are the same object no image is a copy of itself, and look_alike says nothing.
+    They are dicts: positions `test` and `train`, `similarity` above COPY, whether `mirrored`, whether `same_label`; for a
+    test image its best match of its own label and its best match of another, where there are such. A copy may be mirrored, resized,
+    saved as JPEG or brightened. Cut by up to 2 % a side half are found, by 5 % nearly none. Where both are the same object no image is
+    a copy of itself.
     """
-    found, alike = [], torch.zeros(len(test.rows), dtype=torch.bool)
+    found = []
     for first, x in _thumbnail_blocks(test, device, block):
-        mark, small, labels = _marks(x), _coarse(x), test.labels[first : first + len(x)].to(device)
+        mark, labels = _marks(x), test.labels[first : first + len(x)].to(device)
         best = {same: (x.new_zeros(len(x), dtype=torch.float32), labels * 0, labels < 0) for same in (True, False)}
-        look = torch.zeros_like(best[True][0])
         for start, y in _thumbnail_blocks(train, device, block):
             cosine, mirrored = _similarity(mark, _marks(y))
             if test is train and start == first:
@@ -1964,14 +1951,12 @@ def find_copies(test, train, device="cpu", block=_BLOCK):
                 better = value > high  # of equals the first
                 turn = mirrored.gather(1, i[:, None])[:, 0]
                 best[same] = value.maximum(high), torch.where(better, i + start, where), torch.where(better, turn, turned)
-            look = torch.maximum(look, (small @ _coarse(y).T).amax(1))
-        alike[first : first + len(x)] = (look > _LOOK_ALIKE).cpu()
         for same, values in best.items():
             for i, (value, where, turned) in enumerate(zip(*(t.tolist() for t in values))):
                 if value > _COPY:
                     pair = {"test": first + i, "train": where, "similarity": value, "mirrored": turned}
                     found.append(pair | {"same_label": same})
-    return sorted(found, key=lambda pair: pair["test"]), alike
+    return sorted(found, key=lambda pair: pair["test"])
 
 
 def _clusters(images, device="cpu", block=_BLOCK):

@@ -137,16 +137,6 @@ def class_means(x, y, classes):
     return F.normalize(x.new_zeros(classes, x.shape[1]).index_add_(0, y, x), dim=1)
 
 
-def write_copies(pairs, test, train, path):
-    """CSV of (test file, training file, similarity, mirrored), paths below the data folder; only a header where there are none."""
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["test", "train", "similarity", "mirrored", "same_label"])
-        for p in pairs:
-            same, mirrored = ("yes" if p[key] else "no" for key in ("same_label", "mirrored"))
-            table.writerow([test[p["test"]], train[p["train"]], f"{p['similarity']:.4f}", mirrored, same])
-
-
 def nearest_mean(x, y, weight, bias):
     """The nearest class mean as a head (C, D), (C,) for features x (N, D) as they come, its logits as spread as those of another head.
 
@@ -254,14 +244,14 @@ def out_of_sample(images, x, y, held, seed):
     return logits, y[split][rows], images[split].take(rows.cpu().numpy())
 
 
-def search_copies(images, right, device, listed):
+def search_copies(images, right, device):
     """(metrics of the test images that are copies of training images, and of what is left without them; these copies as find_copies
-    gives them). Says which, and writes `listed`.
+    gives them). Says which.
 
     right (N,): which test images the probe names right.
     """
     test, train = images["test"], images["train"]
-    pairs, look_alike = find_copies(test, train, device)
+    pairs = find_copies(test, train, device)
     copies = torch.zeros(len(test), dtype=torch.bool)
     copies[[p["test"] for p in pairs]] = True
     left = right[~copies]
@@ -269,22 +259,18 @@ def search_copies(images, right, device, listed):
     metrics = {
         "near_copies": copies.double().mean().item(),
         "copies_of_another_label": len(wrong),
-        "look_alike": look_alike.double().mean().item(),
         "test_without_near_copies": left.double().mean().item() if len(left) >= FEW else None,
     }
 
     def named(pairs):
         return some([f"{test.paths[p['test']]} = {train.paths[p['train']]}" for p in pairs], 3)
 
-    where = f": see {listed}" if listed and pairs else f": {named(pairs)}" if pairs else ""
-    print(f"copies          {metrics['near_copies']:.3f}   of the test images are copies of a training image{where}")
+    first = f": {named(pairs)}" if pairs else ""
+    print(f"copies          {metrics['near_copies']:.3f}   of the test images are copies of a training image{first}")
     if wrong:
         print(f"note: {counted(len(wrong), 'test image')} with a copy in another class of train, a wrong label: {named(wrong)}")
-    print(f"look alike      {metrics['look_alike']:.3f}   of the test images roughly resemble a training image, copy or not")
     without = f"{left.double().mean():.3f}" if len(left) >= FEW else "too few left"
     print(f"without them    {without}   {counted(len(left), 'image')}")
-    if listed:
-        write_copies(pairs, test.paths, train.paths, listed)
     return metrics, pairs
 
 
@@ -329,7 +315,7 @@ def find_pairs(images, device, copies=None):
                 print(f"note: pairs within {later} are not looked for, because it has more than {LARGE:,} images")
                 continue
             known = copies is not None and (later, earlier) == ("test", "train")
-            for pair in copies if known else find_copies(images[later], images[earlier], device)[0]:
+            for pair in copies if known else find_copies(images[later], images[earlier], device):
                 a, b = (earlier, pair["train"]), (later, pair["test"])
                 a, b = sorted((a, b)) if earlier == later else (a, b)
                 exact = not pair["mirrored"] and pair["similarity"] > IDENTICAL and identical(images, a, b)
@@ -472,10 +458,9 @@ def main():
     if "val" not in images:
         print("note: the probe has learnt from all of train; its confidence is that of the heads which have not seen these images")
     logits = torch.addmm(bias, x["test"], weight.T)
-    listed = Path(args.out).with_name(f"{Path(args.out).stem}-copies.csv") if args.out else None
-    left, copies = search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device, listed)
+    left, copies = search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device)
     metrics |= left
-    search_pairs(data, images, model.device, copies, listed and listed.with_name(f"{Path(args.out).stem}-pairs.csv"))
+    search_pairs(data, images, model.device, copies, args.out and Path(args.out).with_name(f"{Path(args.out).stem}-pairs.csv"))
     print("all test images")
     metrics |= evaluate(logits, y["test"], data.classes, images["test"].clusters)
     metrics["calibration"] = measure_calibration(fitted, logits, y["test"], data.classes, unseen.clusters, args.reject)

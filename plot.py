@@ -894,7 +894,7 @@ def say_warnings(study, total):
         left = [(p.model, p.metrics["test_without_near_copies"]) for p in probes]
         without = ", ".join(f"{model} {value:.3f}" for model, value in left if value is not None)
         text = f"**Warning:** {probes[0].metrics['near_copies']:.0%} of the test images are copies of training images, named in "
-        text += f"{probes[0].file.with_name(probes[0].file.stem + '-copies.csv')}; new pictures will be named right less often."
+        text += f"{probes[0].file.with_name(probes[0].file.stem + '-pairs.csv')}; new pictures will be named right less often."
         said.append(text + (f" Without the copies the probes have {without}." if without else ""))
     run = next((run for run in study.runs if run.model), None)
     if run and (few := few_tested(run.arrays["true"], run.record["data"]["classes"])):

@@ -30,8 +30,11 @@ FIRST = 24  # rows of a list
 WORST = 5  # confusions of an encoder
 LISTS = {  # that linear_probe.py writes beside its results: heading, what it is, and the flag that asks for it
     "suspects": ("Labels that look wrong", "The other pictures speak against them: look at each before it is changed.", "--suspects"),
-    "copies": ("Test pictures that are copies of training pictures", "No encoder can be praised for these.", "--out"),
-    "pairs": ("Pictures that are in the data twice", "Within and across splits; where the two labels differ, one is wrong.", "--out"),
+    "pairs": (
+        "Pictures that are in the data twice",
+        "Within and across splits. Where the two labels differ, one is wrong; no encoder can be praised for test pictures that it learnt.",
+        "--out",
+    ),
 }
 
 

@@ -216,7 +216,6 @@ def test_record_head_and_predictions_agree(world, call):
         "val",
         "class mean",
         "copies",
-        "look alike",
         "top-1",
         "most confused",
         "saved head.safetensors",

@@ -159,8 +159,8 @@ def test_hostile_names_stay_text(woods):
     assert len(table) == 25 and [row[0] for row in table[1:5]] == [f'{name}/{i}".jpg' for i, name in enumerate(shown)]
     assert "the first 24 of 30" in page.text["labels-and-copies-to-look-at"]
     assert sum("Contact sheet" in img["alt"] for img in page.all("img")) == 1
-    # the other lists are missing: one sentence each says how they are made
-    assert page.text["labels-and-copies-to-look-at"].count("No list: python linear_probe.py --data woods") == 2
+    # the other list is missing: a sentence says how it is made
+    assert page.text["labels-and-copies-to-look-at"].count("No list: python linear_probe.py --data woods") == 1
 
 
 def test_many_large_pictures_keep_the_page_small(tmp_path):
