@@ -53,6 +53,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -82,6 +83,11 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, functional as TF
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # clip needs both: their end is not the user's concern
 warnings.filterwarnings("ignore", "pkg_resources is deprecated")
 warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
@@ -93,6 +99,42 @@ for _stream in (sys.stdout, sys.stderr):
     with suppress(AttributeError):  # a notebook's
         _stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
+
+class _Printed:
+    """Standard output that no name of a file can command and no reader's end can stop: what --out writes must not be lost by that."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self._try(self.stream.write, re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], text))
+
+    def flush(self):
+        return self._try(self.stream.flush)
+
+    def _try(self, call, *args):
+        try:
+            return call(*args)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # as of `| head`, which has read enough
+                print(f"standard output cannot be written, the rest is left out: {why(error)}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def _end(kind, error, trace):
+    """What an exception does that nothing has caught: Ctrl-C is a line, and the exit code then 130."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; run it again to go on from what is kept", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.stdout is sys.__stdout__ is not None:  # not where tests or a notebook listen
+    sys.stdout, sys.excepthook = _Printed(sys.stdout), _end
+
 FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a reader of the one would misread the other
 
 # ---- small things -----------------------------------------------------------------------------------------------
@@ -100,21 +142,77 @@ FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a re
 
 def fail(message):
     """Print one line and end with exit code 2: what every script does with input it cannot use."""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {_plain(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _plain(text):
+    """Text whose control characters, as a name of a file may hold, are written out."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], str(text))
+
+
+_MINE = f".{re.sub('[^A-Za-z0-9]', '', platform.node())}-"  # names of temporary files; another machine may share the folder
+
+
+def _alive(process):
+    """Whether a process of this machine still runs, by its number, a text; True where that cannot be known."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def lock(path):
+    """One process at a time makes `path`; another one says that it waits. What dies keeps no lock; where there are none, all go on."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115
+    except OSError as error:
+        fail(f"{path}: cannot be written: {why(error)}")
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"note: waits for another run, which makes {path}", flush=True)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except (AttributeError, OSError):
+            pass
+        yield
+
+
+@contextmanager
+def _threads(count=None):
+    """A pool of threads whose work that has not begun is dropped at the end, so that Ctrl-C need not wait for it."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def atomic(path):
     """Yield a temporary name beside `path` and move it there at the end, so that `path` is always whole or absent.
 
-    What cannot be written ends the program.
+    What cannot be written ends the program. What runs that were killed have left in the folder is taken away.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_MINE}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{_MINE}*"):
+            if not _alive(left.name.removeprefix(_MINE).partition("-")[0]):
+                left.unlink(missing_ok=True)
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # or the name could come to the disk before the bytes, and power fail between
         os.replace(temporary, path)
     except OSError as error:
         fail(f"{path}: cannot be written: {why(error)}")
@@ -129,7 +227,9 @@ def save_tensors(value, path):
         try:
             with open(temporary, "wb") as file:
                 torch.save(value, file)
-        except RuntimeError as error:  # torch's word for a full disk
+        except RuntimeError as error:  # torch's word for a full disk, but it also hides Ctrl-C
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
             raise OSError(f"the disk may be full: {why(error)}") from error
 
 
@@ -1177,8 +1277,6 @@ def snapshot(net):
 
 def read_checkpoint(path, about):
     """What `fit` wrote, or None where there is nothing; fails where it belongs to another run."""
-    for stale in Path(path).parent.glob(f".*-{Path(path).name}") if path else ():
-        stale.unlink()  # what a kill while writing has left
     if not path or not Path(path).exists():
         return None
     try:
@@ -1253,7 +1351,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     left = legs[len(history) - 1 :]
     bar = progress(None, f"{model.name} training", "step", steps)
     bar.update(position)
-    with bar, ThreadPoolExecutor(1) as pool:
+    with bar, _threads(1) as pool:
         ready = read_ahead(pool, fetch, ([call] for _, batches in left for call in batches))
         for epoch, batches in left:
             # a leg of steps
@@ -1436,7 +1534,7 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
     def named():
         """(path, probabilities float64 (C,) or None, why not), each batch read while the one before is named."""
         batches = (paths[start : start + model.batch] for start in range(0, len(paths), model.batch))
-        with ThreadPoolExecutor() as pool:
+        with _threads() as pool:
             for ready in read_ahead(pool, read, batches):
                 if pixels := [x for _, x, _ in ready if x is not None]:
                     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -1805,7 +1903,7 @@ def image_sizes(data, files):
         except Exception:
             return None
 
-    with ThreadPoolExecutor() as pool:
+    with _threads() as pool:
         return list(progress(pool.map(size, files), "headers", "img", len(files)))
 
 
@@ -1868,7 +1966,7 @@ def _decode(files, side, path, small, what):
     if need > free:
         fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {side} px, {free / 1e9:.1f} GB free")
     reasons, unread, thumbnails = [], [], np.zeros((len(files), _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
-    with atomic(path) as temporary, ThreadPoolExecutor() as pool:
+    with atomic(path) as temporary, _threads() as pool:
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), side, side, 3))
 
         def decode(i):
@@ -2067,7 +2165,7 @@ def _make_toy():
     script = Path(__file__).with_name("toy.py")
     if not script.exists():
         fail("data/toy and the toy models are made by toy.py, which is not beside common.py; copy it too, or give --data and --weights")
-    if code := subprocess.call([sys.executable, str(script)]):
+    if code := subprocess.call([sys.executable, str(script), "--parent", str(os.getpid())]):
         raise SystemExit(code)
 
 

@@ -13,6 +13,8 @@ import colorsys
 import math
 import os
 import shutil
+import threading
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -248,10 +250,21 @@ def draw_numbered(seed, number, name, cluttered):
     return draw(np.random.default_rng([seed, number]), name, cluttered)
 
 
+def end_with(parent):
+    """End this process soon after its parent: a killed one takes none with it, and its workers would wait for work for ever."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def draw_many(names, cluttered, seed):
     """[(pixels, traits)] of one picture for each name, on all cores."""
     work = partial(draw_numbered, seed, cluttered=cluttered)
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=end_with, initargs=(os.getpid(),)) as pool:
         drawn = pool.map(work, range(len(names)), names, chunksize=64)
         return list(tqdm(drawn, "drawing", len(names), unit="img", disable=None, leave=False))
 
@@ -260,6 +273,8 @@ def write_data(folder, classes=TOY, train=60, test=20, seed=0):
     """Draw folder/{Training,Test}/<class>/<number>.jpg; `train` and `test` are images a class. Replaces nothing by halves."""
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    for left in folder.parent.glob(f".{folder.name}-[0-9]*"):  # by a run that was killed; main() lets but one run at a time
+        shutil.rmtree(left, ignore_errors=True)
     names = [c for c in classes for _ in range(train + test)]
     try:
         for i, (name, (pixels, _)) in enumerate(zip(names, draw_many(names, False, seed))):
@@ -361,25 +376,36 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dty
     return compact(net.state_dict())
 
 
-def main():
-    from common import file_sha256, pick_device, save_tensors  # here, so that the functions above can be copied without common.py
+def make(seed):
+    """Draw data/toy and train weights/toy-*.pt, whichever is missing."""
+    from common import file_sha256, pick_device, save_tensors  # here: the functions above can be copied without common.py
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    args = parser.parse_args()
     if not Path("data/toy").is_dir():
         Path("data").mkdir(exist_ok=True)
-        write_data("data/toy", seed=args.seed)
+        write_data("data/toy", seed=seed)
         print("drew data/toy", flush=True)
     missing = [(name, *plan) for name, *plan in PLANS if not Path(f"weights/{name}.pt").exists()]
     if missing:
-        names = np.random.default_rng(args.seed).permutation(PRETRAINED * (IMAGES // len(PRETRAINED)))
-        images, traits = zip(*draw_many(names.tolist(), True, args.seed + 1))
+        names = np.random.default_rng(seed).permutation(PRETRAINED * (IMAGES // len(PRETRAINED)))
+        images, traits = zip(*draw_many(names.tolist(), True, seed + 1))
         for name, epochs, rate in missing:
             print(f"pretraining weights/{name}.pt on {len(images):,} pictures, {epochs} times", flush=True)
-            state = pretrain(name, np.stack(images), traits, names.tolist(), epochs, rate, args.seed, dtype=pick_device("cpu")[1])
+            state = pretrain(name, np.stack(images), traits, names.tolist(), epochs, rate, seed, dtype=pick_device("cpu")[1])
             save_tensors(state, f"weights/{name}.pt")
             print(f"wrote weights/{name}.pt, sha256 {file_sha256(f'weights/{name}.pt')[:8]}", flush=True)
+
+
+def main():
+    from common import lock
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--parent", type=int, metavar="PROCESS", help="end when this process, which must be the caller, has ended")
+    args = parser.parse_args()
+    if args.parent:
+        end_with(args.parent)
+    with lock("data/toy"):  # several scripts may want it at once
+        make(args.seed)
 
 
 if __name__ == "__main__":
