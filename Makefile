@@ -4,11 +4,17 @@
 # make readme        the figures, table and advice of toy into pics/
 # make report        results/NAME.report.html: the answer, all results and figures, and how they were made, in one file; DATA=... as below
 # make clean         removes caches and figures; never data, weights or results
+# make check-clip    downloads CLIP and SigLIP, and compares their accuracy on CIFAR with published figures
 # make help          these lines
 #
 # make all DATA=fruits360 CLIP="RN101 ViT-B-32" IMAGENET="resnet101"     the same on data/fruits360, or on any folder of class folders,
 #                                                     with frozen encoders; FINETUNE=1 trains them and an SRGAN too;
 #                                                     GROUPS='patient(\d+)' are never cut by a split; MARGIN=.01 is a loss that does not matter
+# make all DATA=photos.csv MODELS="ViT-B/32 timm:vit_small_patch14_dinov2.lvd142m mine.py:small"     any encoders, in one list: those of
+#                                                     CLIP and open_clip:ARCH/TAG, which have captions, are added to CLIP=, others to
+#                                                     IMAGENET=; a FILE.py that has captions is named in CLIP=
+#                                                     DATA: a folder, photos.csv, photos.zip, photos.tar or torchvision:CIFAR10;
+#                                                     LABEL_FROM= and FIT=crop|pad|squash are --label-from and --fit of every run
 # make all PYTHON=python                              in your own environment, where nothing is installed
 
 PYTHON ?= .venv/bin/python
@@ -22,8 +28,22 @@ $(error DATA="$(DATA)" has a space, at which make ends a name: rename the folder
 mkdir -p data && ln -s "$$(cd "$(FOUND)" && pwd)" data/$(LINK) and say DATA=$(LINK))
 endif
 
-# DATA may be a path; its last part is the name of its results
-NAME := $(notdir $(DATA:%/=%))
+# DATA may be a path, an archive, a table or torchvision:NAME; its last part, without what says which, is the name of its results
+FILES := $(filter %.csv %.zip %.tar torchvision:%,$(DATA))
+NAME  := $(notdir $(patsubst torchvision:%,%,$(DATA:%/=%)))
+ifdef FILES
+NAME  := $(patsubst %.csv,%,$(patsubst %.zip,%,$(patsubst %.tar,%,$(NAME))))
+endif
+
+# of one list of encoders those that have captions, and the rest; then there are no defaults
+MODELS ?=
+ifneq ($(MODELS),)
+CAPTIONED := RN50% RN101 ViT-B/% ViT-B-% ViT-L/% ViT-L-% toy-ViT toy-RN open_clip:%
+CLIP     ?=
+IMAGENET ?=
+override CLIP     := $(strip $(CLIP) $(filter-out $(CLIP) $(IMAGENET),$(filter $(CAPTIONED),$(MODELS))))
+override IMAGENET := $(strip $(IMAGENET) $(filter-out $(CLIP) $(IMAGENET) $(CAPTIONED),$(MODELS)))
+endif
 
 # what is compared, and how, where the command line does not say it (?=)
 ifeq ($(NAME),toy)
@@ -47,17 +67,26 @@ endif
 # what no split may cut, a regular expression or a .csv file (--groups); the loss of accuracy that does not matter
 GROUPS ?=
 MARGIN ?= .02
+# the regular expression that tells a label from a file's name (--label-from); how a picture becomes a square (--fit)
+LABEL_FROM ?=
+FIT ?=
 
 # 0 is for people; make knows empty and not empty
 override FINETUNE := $(filter-out 0,$(FINETUNE))
-# CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=
+# CLIP models to compare on bicubic and SRGAN, none with UPSAMPLED=; enlarged copies of what a .csv lists have other names, and plot.py
+# compares pictures by their names
 ifdef FINETUNE
+ifeq ($(filter %.csv,$(DATA)),)
 UPSAMPLED ?= $(CLIP)
 endif
+endif
 
-# ViT-B/32 and ViT-L/14@336px as files can be called
-override CLIP      := $(subst @,-,$(subst /,-,$(CLIP)))
-override UPSAMPLED := $(subst @,-,$(subst /,-,$(UPSAMPLED)))
+# ViT-B/32, ViT-L/14@336px and mine.py:small as files can be called, from which NAMED finds them again
+GIVEN := $(strip $(CLIP) $(IMAGENET) $(filter-out $(CLIP),$(UPSAMPLED)))
+NAMED := $(join $(addsuffix =,$(subst :,-,$(subst @,-,$(subst /,-,$(GIVEN))))),$(GIVEN))
+override CLIP      := $(subst :,-,$(subst @,-,$(subst /,-,$(CLIP))))
+override IMAGENET  := $(subst :,-,$(subst @,-,$(subst /,-,$(IMAGENET))))
+override UPSAMPLED := $(subst :,-,$(subst @,-,$(subst /,-,$(UPSAMPLED))))
 
 # glibc hands large tensors back after each use and pays for fresh pages at the next; other systems do not know these
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
@@ -95,26 +124,31 @@ RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(C
 
 # rewritten only when a picture, the name of a class or a setting has changed, and then every run is out of date
 STAMP    := results/$(NAME).fingerprint
-SETTINGS := TUNE=$(TUNE) SRGAN=$(SRGAN) GROUPS=$(GROUPS)
+SETTINGS := TUNE=$(TUNE) SRGAN=$(SRGAN) GROUPS=$(GROUPS)$(if $(LABEL_FROM), LABEL_FROM=$(LABEL_FROM))$(if $(FIT), FIT=$(FIT))
 
-.PHONY: all study test test-slow test-rest check readme report clean help
+# said to all that reads the data, and to all that shows pictures to an encoder
+override LABELS := $(if $(LABEL_FROM), --label-from '$(LABEL_FROM)')
+override SPLIT  := $(if $(GROUPS), --groups '$(GROUPS)')$(LABELS)
+override COMMON := $(SPLIT)$(if $(FIT), --fit $(FIT))
+
+.PHONY: all study test test-slow test-rest check check-clip readme report clean help
 .DELETE_ON_ERROR:
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
 all: | $(ENV) $(WORLD)
-	$(PYTHON) bench/stamp.py --data $(DATA) --stamp $(STAMP) --settings '$(SETTINGS)'
+	$(PYTHON) bench/stamp.py --data $(DATA)$(LABELS) --stamp $(STAMP) --settings '$(SETTINGS)'
 ifneq ($(NAME),toy)
-	$(PYTHON) bench/estimate.py --data $(DATA) --stamp $(STAMP) --runs $(RUNS)
+	$(PYTHON) bench/estimate.py --data $(DATA)$(LABELS) --stamp $(STAMP) --models $(GIVEN) --runs $(RUNS)
 endif
 	-$(MAKE) --no-print-directory --keep-going study
-	-$(PYTHON) bench/speed.py --data $(DATA) --models $(CLIP) $(IMAGENET) --out results/$(NAME).speed.json
+	-$(PYTHON) bench/speed.py --data $(DATA)$(LABELS)$(if $(FIT), --fit $(FIT)) --models $(GIVEN) --out results/$(NAME).speed.json
 	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
 
 study: $(RUNS)
 
 # only where there is none; `all` looks each time whether it still holds
 $(STAMP): | $(ENV) $(WORLD)
-	$(PYTHON) bench/stamp.py --data $(DATA) --stamp $@ --settings '$(SETTINGS)'
+	$(PYTHON) bench/stamp.py --data $(DATA)$(LABELS) --stamp $@ --settings '$(SETTINGS)'
 
 $(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
 $(filter results/zero_shot/$(NAME)-srgan/% results/linear_probe/$(NAME)-srgan/% results/finetune/$(NAME)-srgan/%,$(RUNS)): \
@@ -123,45 +157,52 @@ $(filter results/zero_shot/$(NAME)-srgan/% results/linear_probe/$(NAME)-srgan/% 
 # Of results/SCRIPT/FOLDER/MODEL.json, % and so $* are FOLDER/MODEL, of which $(*D) and $(*F) are the parts. FOLDER is NAME,
 # whose place is DATA, or NAME-srgan. All variables of a recipe are worked out when it runs, anew for each result.
 WHERE = --data $(patsubst $(NAME),$(DATA),$(*D))
-override COMMON := $(if $(GROUPS), --groups '$(GROUPS)')
+MODEL = --model $(firstword $(patsubst $(*F)=%,%,$(filter $(*F)=%,$(NAMED))))
+# the FILE.py of an encoder that has one: what it makes is out of date when it has changed
+CODE  = $(wildcard $(filter %.py,$(subst :, ,$(lastword $(MODEL)))))
 
-$(ZERO_SHOT): results/zero_shot/%.json:
-	$(PYTHON) zero_shot.py $(WHERE) --model $(*F)$(COMMON) --grid $(@:.json=.png) --out $@
+# prerequisites of $$ are worked out for each result too, as recipes are
+.SECONDEXPANSION:
 
-$(PROMPTS): results/prompts/%.json:
-	$(PYTHON) prompts.py $(WHERE) --model $(*F)$(COMMON) --out $@
+$(ZERO_SHOT): results/zero_shot/%.json: $$(CODE)
+	$(PYTHON) zero_shot.py $(WHERE) $(MODEL)$(COMMON) --grid $(@:.json=.png) --out $@
 
-$(PROBES): results/linear_probe/%.json:
-	$(PYTHON) linear_probe.py $(WHERE) --model $(*F)$(COMMON) --save $(@:.json=.safetensors) --suspects $(@:.json=-suspects.csv) --out $@
+$(PROMPTS): results/prompts/%.json: $$(CODE)
+	$(PYTHON) prompts.py $(WHERE) $(MODEL)$(COMMON) --out $@
 
-$(FEW_SHOT): results/few_shot/%.json:
-	$(PYTHON) few_shot.py $(WHERE) --model $(*F)$(COMMON) --out $@
+$(PROBES): results/linear_probe/%.json: $$(CODE)
+	$(PYTHON) linear_probe.py $(WHERE) $(MODEL)$(COMMON) --save $(@:.json=.safetensors) --suspects $(@:.json=-suspects.csv) --out $@
+
+$(FEW_SHOT): results/few_shot/%.json: $$(CODE)
+	$(PYTHON) few_shot.py $(WHERE) $(MODEL)$(COMMON) --out $@
 
 # FOLDER/MODEL-ml-RATE or FOLDER/MODEL-cs-RATE: what is behind the last -ml- or -cs-, and what is before it
 RATE    = $(lastword $(subst -ml-, ,$(subst -cs-, ,$*)))
 ENCODER = $(patsubst %-ml-$(RATE),%,$(patsubst %-cs-$(RATE),%,$*))
+TUNED   = --model $(firstword $(patsubst $(notdir $(ENCODER))=%,%,$(filter $(notdir $(ENCODER))=%,$(NAMED))))
 
-# ml starts from the head of the probe, whose name make can work out in a second expansion only (of $$)
-.SECONDEXPANSION:
-$(ML): results/finetune/%.json: | results/linear_probe/$$(ENCODER).json
-	$(PYTHON) finetune.py $(WHERE) --model $(notdir $(ENCODER))$(COMMON) --method ml --head results/linear_probe/$(ENCODER).safetensors --lr $(RATE) $(TUNE) --out $@
+TUNED_CODE = $(wildcard $(filter %.py,$(subst :, ,$(lastword $(TUNED)))))
 
-$(CS): results/finetune/%.json:
-	$(PYTHON) finetune.py $(WHERE) --model $(notdir $(ENCODER))$(COMMON) --method cs --lr $(RATE) $(TUNE) --out $@
+# ml starts from the head of the probe
+$(ML): results/finetune/%.json: $$(TUNED_CODE) | results/linear_probe/$$(ENCODER).json
+	$(PYTHON) finetune.py $(WHERE) $(TUNED)$(COMMON) --method ml --head results/linear_probe/$(ENCODER).safetensors --lr $(RATE) $(TUNE) --out $@
+
+$(CS): results/finetune/%.json: $$(TUNED_CODE)
+	$(PYTHON) finetune.py $(WHERE) $(TUNED)$(COMMON) --method cs --lr $(RATE) $(TUNE) --out $@
 
 # a linear layer from nothing, as the curves show it that the trained encoder is compared with
-$(FROZEN): results/finetune/%-frozen.json:
-	$(PYTHON) finetune.py $(WHERE) --model $(*F)$(COMMON) --freeze --head random $(TUNE) --out $@
+$(FROZEN): results/finetune/%-frozen.json: $$(CODE)
+	$(PYTHON) finetune.py $(WHERE) $(MODEL)$(COMMON) --freeze --head random $(TUNE) --out $@
 
 weights/srgan-$(NAME).safetensors:
-	$(PYTHON) upsample.py train --data $(DATA)$(COMMON) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
+	$(PYTHON) upsample.py train --data $(DATA)$(SPLIT) $(SRGAN) --save $@ --out results/upsample/$(NAME)/train.json
 
 results/upsample/$(NAME)/eval.json: weights/srgan-$(NAME).safetensors
-	$(PYTHON) upsample.py eval --data $(DATA)$(COMMON) --weights $< --grid $(@:.json=.png) --out $@
+	$(PYTHON) upsample.py eval --data $(DATA)$(SPLIT) --weights $< --grid $(@:.json=.png) --out $@
 
 # the mark of a data set that is whole
 data/$(NAME)-srgan/upsample.json: weights/srgan-$(NAME).safetensors
-	$(PYTHON) upsample.py apply --restart --data $(DATA) --weights $<
+	$(PYTHON) upsample.py apply --restart --data $(DATA)$(LABELS) --weights $<
 
 # the last file that toy.py writes; order-only, because git and copies keep no file times
 weights/toy-imagenet.pt: | $(ENV)
@@ -190,6 +231,9 @@ test-rest:
 
 check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
+
+check-clip: | $(TEST_ENV)
+	$(PYTHON) bench/check_clip.py
 
 readme: | $(ENV)
 	$(PYTHON) plot.py --data toy --to pics --readme pics/README.md

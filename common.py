@@ -5,7 +5,7 @@ A script calls these, in about this order. What starts with _ can wait.
     add_flags(parser, names)          flags that are alike in every script; at_least(1), ending(".json") are types of others
     load(args) -> data, model         first all that can be mistyped, then what may be downloaded; says what it is.
                                       Without a command line: load_data(name), load_model(name)
-    data.images(size) -> {split: Images}      decoded once, counted aloud, every class checked; data.files(split)
+    data.images(model.view) -> {split: Images}        decoded once, counted aloud, every class checked; data.files(split)
     hold_out(images, seed)            the same with a val split, where there is no such folder
     images[rows], .batches(n)         uint8 (B, 3, S, S). len(images), .labels, .paths, .clusters, .take(mask), .block(seed)
     model.features(images) -> x, y    float32 (N, D) and int64 (N,) on the device, cached; model.centre_and_spread(x)
@@ -30,11 +30,14 @@ And these, where they are needed:
     calibrate, measure_calibration    confidences, and sets of classes, that mean what they say; of fit_temperature,
                                       conformal_scores, conformal_quantile and reliability
     read_result(file) -> record, arrays               what report wrote
+    note_cut, hub_file                for a FILE.py: how many captions its tokenizer cuts; a file of the Hugging Face hub
     find_copies(test, train)          which pictures of one split are in another
     read_templates(prompts)           what --prompts and --templates name
-    read_rgb, image_sizes, native_size, upsample      pictures; read_ahead reads them while others are used
+    data.picture(path), read_rgb, image_sizes, native_size, upsample      pictures, wherever they lie
+    read_ahead                        reads them while others are used
     draw_pictures, wrap, natural      a sheet of pictures under their names; 2.jpg before 10.jpg
     model_name, spelled, input_size, pick_device, CLIP        names of models, their table, and hardware
+    Encoder, View                     what a FILE.py for --model makes (docs/encoders.md), and how pictures become its input
     Data, Images, Model, FORMAT       what these make, and the number of what they write
 
 A script uses this file in main() and in the functions that main() is cut into; its own methods take tensors and plain
@@ -46,9 +49,13 @@ folder: data/ weights/ cache/.
 """
 
 import argparse
+import copy
 import csv
 import difflib
 import hashlib
+import importlib.util
+import inspect
+import io
 import json
 import logging
 import math
@@ -57,16 +64,20 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
+import tarfile
 import textwrap
+import threading
 import time
 import warnings
 import zipfile
+import zlib
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -347,8 +358,10 @@ def ending(suffix):
 
 
 _FLAGS = {
-    "data": dict(default="toy", help="data/NAME or any folder of class folders (%(default)s)"),
-    "model": dict(help="CLIP, torchvision or toy model (toy-ViT on toy, else ViT-B/32)"),
+    "data": dict(
+        default="toy", help="data/NAME, or a folder, .zip or .tar of class folders, a .csv of path,label, torchvision:NAME (%(default)s)"
+    ),
+    "model": dict(help="CLIP, torchvision or toy model, FILE.py[:NAME], or open_clip:ARCH/TAG, timm:NAME (toy-ViT on toy, else ViT-B/32)"),
     "weights": dict(metavar="FILE", help="weights of --model (found or downloaded)"),
     "act": dict(choices=("quickgelu", "gelu"), help="activation a CLIP --weights file was trained with (OpenAI's: known by hash)"),
     "prompts": dict(
@@ -358,10 +371,18 @@ _FLAGS = {
     ),
     "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
     "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
+    "label-from": dict(
+        metavar="REGEX",
+        help="pictures beside the class folders, or in none, are of the class that this captures in their file names: '(.+)_' (none)",
+    ),
     "groups": dict(
         metavar="REGEX",
         help="what no split may cut, as patients, specimens, videos: searched in each path below the data folder, the captured part "
         "or the whole match names the group; or a .csv file of path,group (none)",
+    ),
+    "fit": dict(
+        choices=("crop", "pad", "squash"),
+        help="pictures that are not square: cut off what is too long, add a border of their own colour, or squash (each model's own way)",
     ),
     "seed": dict(type=at_least(0), default=0, help="(%(default)s)"),
     "device": dict(default="auto", help="cuda, mps or cpu (%(default)s: the first there is)"),
@@ -401,15 +422,18 @@ def load(args, features=None, union=False):
         if not 0 < (0.5 if (value := getattr(args, flag, None)) is None else value) < 1:
             fail(f"--{flag} {value:g}: must lie between 0 and 1")
     # the cheap part: folders, captions, the name of the model
-    data = load_data(args.data, args.classnames, args.type, args.seed, union, args.groups)
+    data = load_data(args.data, args.classnames, args.type, args.seed, union, args.groups, getattr(args, "label_from", None))
     prompts = getattr(args, "prompts", None)
     data.templates, data.chosen_with = read_templates(prompts, data.type)
     name = model_name(args.model or _default_model(args.data))
-    if prompts and name not in CLIP:
+    if prompts and name not in CLIP and not _encoder_file(name):
         fail(f"--prompts: {name} has no text side")
 
     # the part that may download
-    model = load_model(name, args.device, args.weights, args.precision, args.act, features, getattr(args, "batch", None))
+    batch, fit = getattr(args, "batch", None), getattr(args, "fit", None)
+    model = load_model(name, args.device, args.weights, args.precision, args.act, features, batch, fit)
+    if prompts and not model.has_text:
+        fail(f"--prompts: {name} has no text side")
     print(f"{model.name}: {model.size} px, {model.kind} features, {model.width} wide, weights {model.sha256[:8]}", end=", ")
     print(model.device, str(model.dtype).removeprefix("torch."))
     if model.labels_used:
@@ -432,16 +456,22 @@ _HOLDOUT = 0.2  # the share of each class that is held out to test on, or to val
 
 @dataclass
 class Data:
-    """A folder of labelled images: `splits[name]` is a list of (path below root, size in bytes, mtime in ns, class index)."""
+    """Labelled images: `splits[name]` is a list of (path below root, size in bytes, mtime in ns or a CRC, class index).
+
+    They lie in a folder, an archive, a set of torchvision, or where a CSV says: only `open` knows, and all read by `picture`.
+    """
 
     name: str
-    root: Path
-    classes: list  # folder names, sorted; the same list for every split
+    root: Path  # a folder or an archive: what is printed before a path
+    classes: list  # names of folders, or labels, sorted; the same list for every split
     words: list  # what a prompt calls each class
     type: str  # "fruit", ... or "": the prompts' "a type of ..."
     splits: dict
     folders: dict  # {split: paths below root of the folders of classes}, as they lie on the disk
     fingerprint: str
+    open: object  # path as in `splits` -> Pillow image
+    key: list  # what pixels depend on beside the rows of `splits`; first the place
+    kind: str = "folder"  # or "archive", "csv", "torchvision"
     union: bool = False  # a class may lack training images
     made: dict = field(default_factory=dict)  # of a set that upsample.py has made: its source's fingerprint, and the seconds it took
     groups: dict | None = None  # {path: group}: what --groups says of patients, specimens, videos, days
@@ -454,10 +484,15 @@ class Data:
             fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}")
         return self.splits[split]
 
+    def picture(self, path):
+        """The 8-bit RGB Pillow image of a row of `splits`, from any thread; raises as `read_rgb` does."""
+        return read_rgb(path, self.open)
+
     def images(self, size, splits=None):
         """{split: Images} of train, val where there is such a split, and test, or of others; says how many there are.
 
-        `size` is the side of the model's input in pixels. Fails where a split is empty, or a class has no image to learn from.
+        `size` is the `view` of a model, or the side of its input in pixels. Fails where a split is empty, or a class has no image
+        to learn from.
         """
         splits = splits or ["train", *(["val"] if self.splits.get("val") else []), "test"]
         images = {split: _load_images(self, split, size) for split in splits}
@@ -474,52 +509,47 @@ class Data:
         return images
 
 
-def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None):
-    """List the images of data/NAME, or of the folder NAME.
+def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None, label_from=None):
+    """List the images of data/NAME or NAME: a folder or an archive of class folders, or a CSV; or of torchvision:NAME.
 
     `classnames` is a JSON file {folder: words}; `type` overrides the data set's own ("" for none). A class that training
     lacks is an error, unless `union` (zero-shot): then the classes are those of all splits together. `groups` of images, a
-    regular expression or a .csv file, never lie on both sides of a split. Where there is no test folder, a run of
-    neighbouring files of each class is the test split, by `seed`.
+    regular expression or a .csv file, never lie on both sides of a split. `label_from` names the class of pictures in no
+    class folder. Where there is no test folder, a run of neighbouring files of each class is the test split, by `seed`.
     """
-    # a bare name is one of data/; only what starts like a path is nothing else
-    if name == "toy" and not Path("data/toy").is_dir():
-        _make_toy()
-    places = (Path(name),) if name.startswith((".", "/")) else (Path("data") / name, Path(name))
-    root = next((p for p in places if p.is_dir()), None)
-    if root is None:
-        fail(f"--data {name}: no such folder: {' or '.join(map(str, places))}")
-    name = root.absolute().name  # not that of what a link points to
+    # the same of all: {split: {class: files}}
+    source = _find_source(name, label_from)
+    name, root, found = source.name, source.root, source.found
 
     # one list of classes for all splits, so that a label means the same in each: that of the folder that is learnt from
-    top = _Folder(root)
-    folders = _find_splits(top)
-    base = folders.get("train") or folders.get("all") or folders.get("test")
+    base = next((split for split in ("train", "all", "test") if split in found), None)
     if base is None:
-        fail(f"--data {root}: only a validation folder; a train or a test folder is needed")
-    listed = {split: {f.name: f for f in _class_folders(folder)} for split, folder in folders.items()}
-    classes = {f.name for f in _class_folders(base)}
-    for split, found in listed.items():
-        extra = sorted(set(found) - classes)
+        fail(f"--data {root}: only a validation {source.part}; a train or a test {source.part} is needed")
+    classes = {*found[base]}
+    for split in found:
+        extra = sorted({*found[split]} - classes)
         if extra and not union:
-            fail(f"{folders[split].path}: has classes that {base.path} lacks: {some(extra)}; add training images or remove them")
+            fail(f"{source.places[split]}: has classes that {source.places[base]} lacks: {some(extra)}; add training images or remove them")
         if extra:
-            print(f"note: {folders[split].path} has classes that {base.path} lacks, all are used: {some(extra)}")
-    classes = sorted(classes.union(*listed.values()))
-    _print_left_out(top, folders)
+            print(f"note: {source.places[split]} has classes that {source.places[base]} lacks, all are used: {some(extra)}")
+    classes = sorted(classes.union(*found.values()), key=source.order)
 
     # the images of each split, class by class and in natural order, so that neighbouring frames of a video stay neighbours
     splits = {}
-    for split, found in listed.items():
-        files = {c: found[c].files(root) if c in found else [] for c in classes}
+    for split, mine in found.items():
+        files = {c: mine.get(c, []) for c in classes}
         splits[split] = [(*row, label) for label, rows in enumerate(files.values()) for row in rows]
         if missing := [c for c, rows in files.items() if not rows]:
-            print(f"note: {folders[split].path} has no images of {counted(len(missing), 'class')}: {some(missing)}")
-    fingerprint, named = digest(splits), None
+            print(f"note: {source.places[split]} has no images of {counted(len(missing), 'class')}: {some(missing)}")
+    plain = source.kind == "folder" and not label_from  # where the paths tell the classes
+    fingerprint, named = digest(splits if plain else [classes, splits, source.key[1:]]), source.groups
 
     # no group on both sides of a split
+    if groups and named:
+        fail(f"--groups {groups}: {source.places[base]} has a column group already; leave out one of them")
     if groups:
         named = _group_names(groups, [row[0] for rows in splits.values() for row in rows])
+    if named:
         names = sorted(set(named.values()), key=natural)
         print(f"{name}: {counted(len(names), 'group')} of {counted(len(named), 'image')}: {some(names, 3)}")
         splits = _part_groups(splits, named)
@@ -529,21 +559,23 @@ def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None
         rows = splits.pop("all", None) or splits.pop("train")
         mask = _blocked_split([row[3] for row in rows], _HOLDOUT, seed, named and [named[row[0]] for row in rows])
         if named and not mask.any():
-            fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test folder")
+            fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test {source.part}")
         splits["train"] = [row for row, held in zip(rows, mask) if not held]
         splits["test"] = [row for row, held in zip(rows, mask) if held]
         what = "groups" if named else "files"
-        print(f"note: no test folder: a run of neighbouring {what} of each class is the test split, {mask.sum()} images, seed {seed}")
+        print(
+            f"note: no test {source.part}: a run of neighbouring {what} of each class is the test split, {mask.sum()} images, seed {seed}"
+        )
 
     # what prompts call the classes, and whether upsample.py has made all this
     if type is None:
         type = _TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
     made, mark = {}, root / "upsample.json"
-    if mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
+    if source.kind == "folder" and mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
         made = {"source": record["about"].get("files"), "seconds": record.get("seconds")}
-    words = _class_words(root, classes, classnames)
-    places = {split: [f.path.relative_to(root) for f in _class_folders(folder)] for split, folder in folders.items()}
-    return Data(name, root, classes, words, type, splits, places, fingerprint, union, made, named)
+    words = _class_words(root, classes, classnames, source.words)
+    how = (source.open, source.key, source.kind)
+    return Data(name, root, classes, words, type, splits, source.folders, fingerprint, *how, union, made, named)
 
 
 @dataclass
@@ -611,6 +643,58 @@ def hold_out(images, seed):
 # ---- models -----------------------------------------------------------------------------------------------------
 
 _CHUNK = 2048  # images per cache file: what an interrupted run loses at most
+_NO_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture becomes a network's input of `size` x `size` pixels: what scripts give to data.images.
+
+    It is brought to `short` px, antialiased, and the centre of `size` px is cut out. `fit` says how a picture that is not square is
+    brought there: by its short side ("crop"), after its own border's median colour has made it a square ("pad"), or both sides ("squash").
+    """
+
+    size: int
+    fit: str = "crop"
+    interpolation: str = "bicubic"  # or "bilinear"
+    short: int = 0  # `size` where it is not given
+
+    def __post_init__(self):
+        height, width = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        if height != width or self.fit not in ("crop", "pad", "squash") or self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"pictures of {height} x {width} px by {self.fit} and {self.interpolation} are not supported")
+        object.__setattr__(self, "size", height)
+        object.__setattr__(self, "short", self.short or height)
+
+    def __str__(self):
+        how, size = f" ({self.interpolation}, antialiased)", "size" if self.short == self.size else f"{self.short}"
+        start = {"crop": f"short side to {size}", "squash": f"to {size} x {size}, whatever its shape"}
+        start["pad"] = f"padded to a square with the median colour of its border, then to {size} x {size}"
+        cut = ", then the centre size x size" if self.fit == "crop" or self.short != self.size else ""
+        return f"{start[self.fit]}{how}{cut}; RGB"
+
+
+@dataclass
+class Encoder:
+    """A network with everything that belongs to it: what `load(name, weights)` of a FILE.py for --model returns (docs/encoders.md).
+
+    visual: normalised float (B, 3, size, size) in channels_last memory -> (B, width). With a text side: text(tokens (B, T)) -> (B, E),
+    E being the width; tokenizer(captions) -> int64 (B, T), which also does what the text went through in training (lower case, padding)
+    and may tell of what it cuts by `note_cut`. Logits are exp(logit_scale) * cosine + logit_bias, each a Parameter or a number.
+    """
+
+    visual: nn.Module
+    view: View  # or the side of the input in pixels
+    mean: tuple
+    std: tuple
+    width: int = 0  # measured where it is not given
+    text: object = None
+    tokenizer: object = None
+    logit_scale: object = None
+    logit_bias: object = 0.0
+    net: nn.Module = None  # the whole, of which visual and text are parts and whose tensors finetune.py saves; without it visual alone
+    projection: str = ""  # dotted name of the last projection in `visual`, which "penultimate" features leave out; "" for none
+    act: str = ""  # activation, where `weights` does not tell it
 
 
 @dataclass
@@ -623,7 +707,7 @@ class Model:
     name: str
     visual: nn.Module
     net: nn.Module
-    size: int
+    view: View  # or its size
     mean: tuple
     std: tuple
     width: int
@@ -635,20 +719,27 @@ class Model:
     projection: dict = field(default_factory=dict)  # what "penultimate" took out of `visual`
     labels_used: int = 0  # labelled images that finetune.py trained it with
     batch_asked: int | None = None  # images at a time, by --batch
-    batch_limit: int = 2**31  # images at a time for which the memory has sufficed so far
+    batch_limit: int = _NO_LIMIT  # images at a time for which the memory has sufficed so far
+    text: object = None  # tokens (B, T) -> (B, E)
+    tokenizer: object = None  # captions -> tokens
+    log_scale: nn.Parameter = None  # logarithm of what cosines are multiplied with
+    logit_bias: float = 0.0  # added to these; no softmax depends on it
+    code: list = field(default_factory=list)  # of an encoder in a FILE.py: its hash, and versions of the packages it uses
 
     def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
+        self.view = _as_view(self.view)
+        self.size = self.view.size
         self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
 
     @property
     def has_text(self):
         """Whether it can read captions."""
-        return self.net is not None
+        return self.text is not None
 
     @property
     def logit_scale(self):
-        """What CLIP multiplies cosines with (the network keeps its logarithm), or None."""
-        return self.net.logit_scale.exp().item() if self.net else None
+        """What cosines are multiplied with, or None."""
+        return self.log_scale.exp().item() if self.has_text else None
 
     @property
     def batch(self):
@@ -667,34 +758,46 @@ class Model:
         return x.contiguous(memory_format=torch.channels_last)
 
     def inputs(self, x):
-        """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: upsampled to `size`, scaled, normalised."""
+        """uint8 (B, 3, S, S), S <= size, anywhere -> what `visual` takes: brought to `size`, scaled, normalised."""
         if self.device.type == "cuda":  # fewer bytes to move; elsewhere the CPU has the better kernel
             x = x.to(self.device, non_blocking=True)
         if x.shape[-1] != self.size:
-            x = upsample(x, self.size)
+            x = upsample(x, self.view.short, self.view.interpolation)
+            x = x if self.view.short == self.size else TF.center_crop(x, self.size)
         return self.normalise(x.to(self.device))
 
     @torch.inference_mode()
     def encode_image(self, x):
-        """uint8 (B, 3, S, S) -> float32 (B, width), on the device."""
-        with self.autocast():
-            return self.visual(self.inputs(x)).float()
+        """uint8 (B, 3, S, S) -> float32 (B, width), on the device; in halves where the memory does not suffice for all at once."""
+        if len(x) > self.batch_limit:
+            return torch.cat([self.encode_image(part) for part in x.split(self.batch_limit)])
+        try:
+            with self.autocast():
+                return self.visual(self.inputs(x)).float()
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+        # out here, because what was computed lives as long as the error
+        if len(x) == 1 or self.batch_limit < _NO_LIMIT:
+            fail(f"--model {self.name}: not enough memory for {counted(len(x), 'image')} at a time; give a smaller --batch")
+        self.batch_limit = len(x) // 2  # for whatever else asks for a batch, too
+        print(f"note: not enough memory for {len(x)} images at a time, going on with {self.batch_limit} (--batch)")
+        return self.encode_image(x)
 
     @torch.inference_mode()
     def encode_text(self, tokens):
         """Tokens (B, T) -> float32 (B, E), on the device."""
         with self.autocast():
-            return self.net.encode_text(tokens.to(self.device)).float()
+            return self.text(tokens.to(self.device)).float()
 
     def features(self, images):
         """float32 features (N, width) and labels int64 (N,) on the device.
 
-        Cached by everything they depend on; an interrupted run goes on where it was. Where the memory does not suffice for a
-        batch, one of half the size is tried.
+        Cached by everything they depend on; an interrupted run goes on where it was.
         """
         # whatever a feature depends on is in its key: a wrong hit would be a wrong number that nobody sees
-        pipeline = [self.name, self.sha256, self.act, self.kind, self.size, self.mean, self.std, str(self.dtype), self.device.type]
-        key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__])
+        pipeline = [self.name, self.sha256, self.act, self.kind, asdict(self.view), self.mean, self.std, str(self.dtype), self.device.type]
+        key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__, self.code])
         folder = Path(f"cache/features/{images.name}-{spelled(self.name)}-{key}")
 
         # a file for each chunk, so that a run that is cut off loses one at most
@@ -705,46 +808,23 @@ class Model:
                 if path.exists():
                     part.copy_(self.finite(torch.from_numpy(np.load(path)), "features"))
                     continue
-                self._encode(images, start, part, bar)
+                done = []
+                for x in images.batches(self.batch, start, start + len(part)):
+                    done.append(self.encode_image(x))
+                    bar.update(len(x))
+                self.finite(part.copy_(torch.cat(done)), "features")
                 with atomic(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, part.numpy())
         return found.to(self.device), images.labels.to(self.device)
 
-    def _encode(self, images, start, part, bar):
-        """Fill `part` with the features of as many images from `start` on."""
-        encoded, done, halved = [], 0, False
-        while done < len(part):
-            try:
-                for x in images.batches(self.batch, start + done, start + len(part)):
-                    encoded.append(self.encode_image(x))
-                    done += len(x)
-                    bar.update(len(x))
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                batch = self.batch
-                if halved or batch == 1:
-                    fail(f"--model {self.name}: not enough memory for {counted(batch, 'image')} at a time; give a smaller --batch")
-                print(f"note: not enough memory for {batch} images at a time, going on with {batch // 2} (--batch)")
-                self.batch_limit, halved = batch // 2, True  # for whatever else asks for a batch, too
-        self.finite(part.copy_(torch.cat(encoded)), "features")
-
     def embed(self, captions, batch=512):
-        """Unit-length float32 (len(captions), E) on the device; captions over 77 tokens are cut, keeping end-of-text, with a note.
-
-        Fails where the model has no text side.
-        """
+        """Unit-length float32 (len(captions), E) on the device. Fails where the model has no text side."""
         if not self.has_text:
-            fail(f"--model {self.name}: an ImageNet model has no text side; zero-shot and prompts need CLIP, such as ViT-B/32")
-        tokens = clip.tokenize(captions, context_length=512, truncate=True)
-        lengths = tokens.argmax(1) + 1  # end-of-text is the largest id, and the position that CLIP reads
-        cut = lengths > 77
-        if cut.any():
-            longest = captions[int(lengths.argmax())][:60]
-            print(f"note: {int(cut.sum())} of {counted(len(captions), 'caption')} cut to 77 tokens, such as: {longest}...")
-            tokens[cut, 76] = tokens.max()
-        # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
-        tokens = tokens[:, : min(77, int(lengths.max()))]
+            fail(f"--model {self.name}: has no text side; zero-shot and prompts need one, such as that of ViT-B/32")
+        try:
+            tokens = self.tokenizer(captions)
+        except Exception as error:  # of a FILE.py, which may have to download it
+            fail(f"--model {self.name}: its tokenizer fails: {type(error).__name__}: {why(error)}")
         batches = progress(tokens.split(batch), f"{self.name} captions", "batch")
         z = torch.cat([self.encode_text(t) for t in batches])
         return F.normalize(self.finite(z, "embeddings of captions"), dim=1)
@@ -770,9 +850,10 @@ class Model:
         return mean, scale
 
     def state_dict(self):
-        """Tensors that `weights` of load_model takes: the whole CLIP, or an ImageNet network without its last layer."""
-        state = self.net.state_dict() if self.net else self.visual.state_dict()
-        return state | {f"visual.{name}": tensor for name, tensor in self.projection.items()}
+        """Tensors that `weights` of load_model takes: of the whole network, or of an image encoder without its last layer."""
+        net = self.net or self.visual
+        place = next((f"{name}." for name, module in net.named_modules() if name and module is self.visual), "")
+        return net.state_dict() | {place + name: tensor for name, tensor in self.projection.items()}
 
     def finite(self, x, what):
         """x as it is; fails where something in it is not finite, as after an overflow of 16 bits, before anything is kept or shown."""
@@ -782,11 +863,12 @@ class Model:
         return x
 
 
-def load_model(name, device="auto", weights=None, precision="auto", act=None, features=None, batch=None):
-    """Load a frozen `Model` by name: CLIP, torchvision classification, or toy.
+def load_model(name, device="auto", weights=None, precision="auto", act=None, features=None, batch=None, fit=None):
+    """Load a frozen `Model` by name: CLIP, torchvision classification, toy, or what a FILE.py makes, which is code and is run.
 
-    `features` of CLIP are "projected" (the default), which can be compared with captions, or "penultimate", from before
-    that projection; an ImageNet model has the latter only.
+    `features` of a model with a text side are "projected" (the default), which can be compared with captions, or "penultimate", from
+    before that projection; one without has the latter only. `fit`, "crop", "pad" or "squash", takes the place of the model's own way
+    with pictures that are not square; or it is a whole `View`.
 
     The `clip` network uses QuickGELU. A CLIP checkpoint trained with GELU (LAION's) loads into it without a word and gives
     wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`. `batch` is
@@ -795,41 +877,46 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     name = model_name(name)
     if act and not weights:
         fail("--act says how a --weights file was trained; without --weights it is known")
-    is_clip = name in CLIP
-    features = features or ("projected" if is_clip else "penultimate")
-    if features == "projected" and not is_clip:
+    if features == "projected" and name not in CLIP and not _encoder_file(name):
         fail(f"--features projected: only CLIP projects; {name} has --features penultimate")
     device, dtype = pick_device(device, precision)
-    path = _weights_file(name, weights)
-    sha256 = file_sha256(path)
-    about, state = read_weights(path)
-    state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
-    act, labels_used = act or about.get("act"), about.get("labels_used", 0)  # of a file that finetune.py saved
-    net, projection = None, {}
-    if is_clip:
-        published = CLIP[name][0] is not None  # else a toy
-        if weights and published and sha256 not in _OPENAI and act is None:
-            fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
-        net = _clip_network(state, path, CLIP[name][1])
-        if act == "gelu":
-            for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
-                block.gelu = nn.GELU()
-        visual, size, width = net.visual, net.visual.input_resolution, net.text_projection.shape[1]
-        if features == "penultimate":
-            width, projection = _unproject(visual)
-        mean, std = _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std
+    if _encoder_file(name):
+        encoder, sha256, code, about = _load_file(name, weights, act)
     else:
-        try:
-            visual, size, width, mean, std = _imagenet_network(name, state)
-        except (RuntimeError, KeyError, ValueError) as error:
-            fail(f"--weights {path}: not the weights of {name}: {why(error)}")
+        path = _weights_file(name, weights)
+        sha256, code = file_sha256(path), []
+        about, state = read_weights(path)
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+        act = act or about.get("act")  # of a file that finetune.py saved
+        known = not weights or CLIP.get(name, (None,))[0] is None or sha256 in _OPENAI
+        encoder = _load_clip(name, path, state, act, known) if name in CLIP else _load_torchvision(name, path, state, act)
+
+    # which features, and which view of a picture
+    features = features or ("projected" if encoder.text else "penultimate")
+    if features == "projected" and not encoder.text:
+        fail(f"--features projected: {name} has no text side to project for; it has --features penultimate")
+    width, projection = encoder.width, {}
+    if features == "penultimate" and encoder.projection:
+        width, projection = _unproject(encoder.visual, encoder.projection)
+        width = width or _measure(name, encoder)
+    view = _as_view(encoder.view)
+    if fit:
+        view = fit if isinstance(fit, View) else View(view.size, fit, view.interpolation)
 
     # eval mode, because the batch-norm statistics of a "frozen" backbone drift otherwise
-    for module in (net, visual):
-        if module is not None:
-            module.to(device).eval().requires_grad_(False)
-    visual.to(memory_format=torch.channels_last)
-    return Model(name, visual, net, size, mean, std, width, sha256, device, dtype, act or "", features, projection, labels_used, batch)
+    scale, bias = encoder.logit_scale, encoder.logit_bias
+    if encoder.text and not isinstance(scale, nn.Parameter):
+        scale = nn.Parameter(torch.tensor(float(scale)))
+    for part in (encoder.net, encoder.visual, encoder.text):
+        if isinstance(part, nn.Module):
+            part.to(device).eval().requires_grad_(False)
+    if scale is not None:
+        scale.data = scale.to(device)
+        scale.requires_grad_(False)
+    encoder.visual.to(memory_format=torch.channels_last)
+    where = encoder.visual, encoder.net, view, encoder.mean, encoder.std, width, sha256, device, dtype
+    read = encoder.text, encoder.tokenizer, scale, float(bias or 0.0), code
+    return Model(name, *where, encoder.act, features, projection, about.get("labels_used", 0), batch, _NO_LIMIT, *read)
 
 
 # ---- metrics ----------------------------------------------------------------------------------------------------
@@ -1199,7 +1286,8 @@ def _record(args, data, model, images, metrics, table, labels_used, history):
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "args": given | {key: value for key, value in settled.items() if key in given},
         "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes, "words": data.words, **counts},
-        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.kind},
+        "model": {"name": model.name, "sha256": model.sha256[:16], "size": model.size, "width": model.width, "features": model.kind}
+        | {"view": asdict(model.view)},
         "labels_used": labels_used,
         "table": table,
         "metrics": metrics,
@@ -1426,14 +1514,17 @@ def save_weights(path, tensors, about):
     """Write {name: tensor} as .safetensors, with `about`, a dict that JSON can hold: what they are and were made with."""
     about = json.dumps({"format": FORMAT, **about})  # one string, because several would be written in any order
     with atomic(path) as temporary:
-        temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"about": about}))
+        temporary.write_bytes(
+            save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, {"about": about})
+        )
 
 
 def about(data, model, images, seed):
     """What a file that is saved says of the data and the model, for whoever starts from it or predicts with it."""
     words = {"classes": data.classes, "words": data.words, "prompts": data.templates, "type": data.type}
     split = digest([i.paths for i in hold_out(images, seed).values()])
-    return {"model": model.name, "features": model.kind, "act": model.act, "sha256": model.sha256, "split": split, **words}
+    made = {"model": model.name, "features": model.kind, "act": model.act, "sha256": model.sha256, "view": asdict(model.view)}
+    return made | {"split": split, **words}
 
 
 def read_weights(path):
@@ -1474,6 +1565,8 @@ def check_saved(parser, args):
         parser.error("--load belongs to either --predict or --export")
     if (args.csv and not args.predict) or (args.bom and not args.csv):
         parser.error("--csv is for --predict, --bom for --csv")
+    if args.load and args.fit:
+        parser.error("--load knows how its pictures were brought into shape: --fit is for training")
 
 
 def use_saved(args, batch=None):
@@ -1490,13 +1583,15 @@ def use_saved(args, batch=None):
         fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
     weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and told["act"]) or None)
     where = ("cpu", weights, "float32") if args.export else (args.device, weights, args.precision)
-    model = load_model(told["model"], *where, act, told["features"], batch)
+    view = View(**told["view"]) if "view" in told else None
+    model = load_model(told["model"], *where, act, told["features"], batch, view)
     if not whole and model.sha256 != told["sha256"]:
         fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
 
     # a linear layer on features as they come or of unit length, or captions
     if unit := told.get("method") == "cs":
-        weight = model.net.logit_scale.clamp(max=math.log(100)).exp() * model.classifier(told["words"], told["prompts"], told["type"])
+        scale = tensors.get("head.logit_scale", model.log_scale).to(model.device).clamp(max=math.log(100)).exp()
+        weight = scale * model.classifier(told["words"], told["prompts"], told["type"])
         bias = torch.zeros(len(weight), device=model.device)
     else:
         unit = told.get("unit")
@@ -1527,7 +1622,7 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
 
     def read(path):
         try:
-            return path, _read_image(path, model.size)[0], ""
+            return path, _read_image(path, model.view)[0], ""
         except Exception as error:
             return path, None, why(error)
 
@@ -1582,7 +1677,9 @@ def natural(name):
 
 def _as_text(name):
     """A name of a file as text, which is the same in any locale, but then may not be a name to open it by."""
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
+    with suppress(UnicodeEncodeError):  # it is text already
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    return name
 
 
 def _is_image(name):
@@ -1591,12 +1688,16 @@ def _is_image(name):
 
 
 class _Folder:
-    """What lies in a folder, without hidden files; `count` is of images at any depth. Links that go round are not followed."""
+    """What lies in a folder, without hidden files; `count` is of images at any depth. Links that go round are not followed.
 
-    def __init__(self, path, above=()):
+    Of an archive it is what lies in the _Member.
+    """
+
+    def __init__(self, path, above=(), member=None):
         try:
-            entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda e: e.name)
-            place = os.stat(path)
+            entries = os.scandir(path) if member is None else member.inside.values()
+            entries = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+            place = os.stat(path) if member is None else member
         except OSError as error:
             fail(f"{path}: cannot be read: {why(error)}")
         above = (*above, (place.st_dev, place.st_ino))
@@ -1606,7 +1707,7 @@ class _Folder:
         self.others = [e.name for e in entries if not e.is_dir() and not (_is_image(e.name) and e.is_file())]
         inner = [e for e in entries if e.is_dir() and e.name != "__MACOSX"]
         inner = [e for e in inner if (e.stat().st_dev, e.stat().st_ino) not in above]
-        self.folders = [_Folder(path / e.name, above) for e in inner]
+        self.folders = [_Folder(path / e.name, above, member and e) for e in inner]
         self.count = len(self.images) + sum(f.count for f in self.folders)
 
     def walk(self):
@@ -1681,12 +1782,16 @@ def _print_left_out(top, splits):
         print(f"note: {top.path}: left out: {'; '.join(parts)}")
 
 
-def _class_words(root, classes, classnames=None):
-    """What a prompt calls each class: `_` and `-` become spaces; classnames.json in the data folder or a file overrides."""
+def _class_words(root, classes, classnames=None, given=None):
+    """What a prompt calls each class: `_` and `-` become spaces; classnames.json in the data folder or a file overrides.
+
+    `given` is what classnames.json of an archive holds.
+    """
     path = Path(classnames) if classnames else root / "classnames.json"
-    given = {}
     if classnames or path.is_file():
         given = read_json(path)
+    given = {} if given is None else given
+    if given != {}:
         if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
             fail(f"{path}: must be a JSON object that maps folder names to words")
         unknown = sorted(set(given) - set(classes))
@@ -1697,6 +1802,379 @@ def _class_words(root, classes, classnames=None):
         same = [c for c, w in zip(classes, words) if w == text]
         print(f"note: classes {', '.join(same)} are all called '{text}', which no prompt can tell apart; see classnames.json")
     return words
+
+
+# ---- data sets as people have them: a folder, an archive, a CSV, torchvision's -----------------------------------------------
+
+_LARGEST = 256 << 20  # bytes that a member of an archive may have
+_DENSEST = 200, 16 << 20  # how many times smaller a member may be packed, from how many bytes on
+
+
+@dataclass
+class _Source:
+    """Where pictures lie and what each is, the same of every kind of data set: load_data makes splits of it."""
+
+    kind: str
+    name: str
+    root: Path
+    open: object
+    key: list
+    found: dict  # {split, or "all": {class: [(path, size in bytes, mtime in ns or a CRC)]}}, in natural order
+    folders: dict
+    places: dict  # {split: what lines call it}
+    part: str = "folder"  # what a split is called
+    groups: dict | None = None
+    words: object = None  # what classnames.json of an archive holds
+    order: object = None  # of classes, the key they are sorted by
+
+
+def _find_source(name, label_from=None):
+    """The _Source that --data NAME means: data/NAME or NAME, or a set of torchvision. Fails where there is none."""
+    if label_from and name.startswith("torchvision:"):
+        fail(f"--label-from {label_from}: is for folders and archives; {name} says itself what each picture is")
+    if name.startswith("torchvision:"):
+        return _from_torchvision(name.partition(":")[2])
+
+    # a bare name is one of data/; only what starts like a path is nothing else
+    if name == "toy" and not Path("data/toy").is_dir():
+        _make_toy()
+    places = (Path(name),) if name.startswith((".", "/")) else (Path("data") / name, Path(name))
+    root = next((p for p in places if p.is_dir()), None)
+    if root is not None:
+        name = root.absolute().name  # not that of what a link points to
+        return _from_tree("folder", name, root, lambda path: Image.open(root / path), _Folder(root), label_from)
+    file, kind = next((p for p in places if p.is_file()), None), Path(name).suffix.lower()
+    if file is None:
+        what = "folder" if kind in ("", ".") else "file or folder"
+        fail(f"--data {name}: no such {what}: {' or '.join(map(str, places))}")
+    if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz|rar|7z)$", name.lower()):
+        fail(f"--data {name}: of such an archive all must be unpacked to find one picture; unpack it, or make a .zip of it")
+    if kind not in (".csv", ".zip", ".tar"):
+        fail(f"--data {name}: neither a folder nor a .csv, .zip or .tar")
+    if label_from and kind == ".csv":
+        fail(f"--label-from {label_from}: is for folders and archives; {file} says itself what each picture is")
+    return _from_csv(file) if kind == ".csv" else _from_archive(file, label_from)
+
+
+def _from_tree(kind, name, root, open, top, label_from, key=()):
+    """The _Source of a _Folder, which lies on the disk or in an archive."""
+    if label_from:
+        _label_flat(top, label_from)
+    folders = _find_splits(top)
+    classes = {split: {f.name: f for f in _class_folders(folder)} for split, folder in folders.items()}
+    _print_left_out(top, folders)
+    found = {split: {c: f.files(root) for c, f in mine.items()} for split, mine in classes.items()}
+    inside = {split: [f.path.relative_to(root) for f in mine.values()] for split, mine in classes.items()}
+    return _Source(kind, name, root, open, [str(root.absolute()), *key], found, inside, {s: f.path for s, f in folders.items()})
+
+
+def _label_flat(top, regex):
+    """Put the pictures that lie directly in the data set, or in a folder called like a split, into folders of the class that `regex`
+    captures in their names (captures joined by _, or the whole match), beside the class folders there."""
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        fail(f"--label-from {regex}: not a regular expression: {error}")
+    while not top.images and len(top.folders) == 1:  # a wrapper
+        top = top.folders[0]
+    flat = [f for f in top.walk() if f.images and (f is top or f.path.name.lower() in _SPLITS)]
+    without = []
+    for folder in flat:
+        classes = {}
+        for e in folder.images:
+            m = pattern.search(_as_text(e.name))
+            c = m and ("_".join(g for g in m.groups() if g) if pattern.groups else m[0])
+            classes.setdefault(c, []).append(e) if c else without.append(folder.path / e.name)
+        folder.images = []
+        for c, images in classes.items():
+            inner = copy.copy(folder)
+            inner.name, inner.images, inner.others, inner.folders, inner.count = c, images, [], [], len(images)
+            same = next((f for f in folder.folders if f.name == c), None)
+            (same or folder).folders.append(inner)
+            if same:
+                same.count += inner.count
+    if without:
+        fail(f"--label-from {regex}: finds no class in the names of {counted(len(without), 'picture')}, such as {without[0]}")
+    if not flat:
+        fail(f"--label-from {regex}: no picture lies beside class folders, directly in {top.path} or in a folder called like a split")
+
+
+class _Member:
+    """A file or folder of an archive, as os.DirEntry and os.stat tell it of the disk."""
+
+    def __init__(self, name=""):
+        self.name, self.inside, self.file = name, {}, None
+        self.st_dev, self.st_ino = 0, id(self)
+
+    def is_dir(self):
+        return self.file is None
+
+    def is_file(self):
+        return self.file is not None
+
+    def stat(self):
+        return self
+
+
+def _from_archive(path, label_from):
+    """The _Source of a .zip or .tar of class folders, which is read in place, by any number of threads.
+
+    What could do harm is left out and counted aloud. Fails where the archive cannot be read or has a password.
+    """
+    try:
+        members = list({".zip": _zip_members, ".tar": _tar_members}[path.suffix.lower()](path))
+        handle, whole = os.open(path, os.O_RDONLY), os.stat(path)
+    except (OSError, ValueError, EOFError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile) as error:
+        more = " (if it is compressed, unpack it)" if isinstance(error, tarfile.TarError) else ""
+        fail(f"--data {path}: cannot be read, cut off or no archive{more}: {why(error)}")
+
+    # a tree of what may be read
+    top, left, files = _Member(), Counter(), {}
+    for name, reason, stamp, *where in members:
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
+            reason = "name of a place outside"
+        elif where and where[1] > whole.st_size - where[0]:
+            fail(f"--data {path}: is cut off: {name} is not all in it")
+        elif where and where[2] > _LARGEST:
+            reason = f"more than {_LARGEST >> 20} MB"
+        elif where and where[2] > max(_DENSEST[1], _DENSEST[0] * where[1]):
+            reason = f"grows more than {_DENSEST[0]} times"
+        if reason:
+            left[reason] += 1
+            continue
+        here = top
+        for part in parts:
+            here = here.inside.setdefault(part, _Member(part))
+        if where:
+            here.file, here.st_size, here.st_mtime_ns = where, where[2], stamp
+            files["/".join(parts)] = where
+    if left:
+        print(f"note: {path}: left out: " + ", ".join(f"{counted(n, 'member')} ({reason})" for reason, n in left.items()))
+
+    def read(name):
+        """The bytes of a member, at most as many as it declares. os.pread moves no common position, so threads need no lock."""
+        start, packed, size, crc = files[name]
+        if crc is not None:  # before it stands a header of its own, whose length only it knows
+            header = os.pread(handle, 30, start)
+            start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        data = os.pread(handle, packed, start)
+        if crc is not None and crc[0]:
+            data = zlib.decompressobj(-15).decompress(data, size + 1)
+        if len(data) != size or (crc is not None and zlib.crc32(data) != crc[1]):
+            raise ValueError(f"damaged in {path.name}")
+        return data
+
+    key = [whole.st_size, whole.st_mtime_ns]
+    source = _from_tree(
+        "archive", path.stem, path, lambda name: Image.open(io.BytesIO(read(name))), _Folder(path, (), top), label_from, key
+    )
+    if "classnames.json" in files:
+        try:
+            source.words = json.loads(read("classnames.json").decode("utf-8-sig"))
+        except ValueError as error:
+            fail(f"{path / 'classnames.json'}: cannot be read as JSON: {error}")
+    return source
+
+
+def _zip_members(path):
+    """(name, why it is left out or "", CRC, *where: offset of its header, packed bytes, bytes, (whether deflated, CRC)) of each file."""
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    if locked := [i.filename for i in infos if i.flag_bits & 1]:
+        fail(f"--data {path}: has a password ({locked[0]}); unpack it, or make it anew without one")
+    for i in infos:
+        kind = stat.S_IFMT(i.external_attr >> 16)
+        reason = "link or device" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else ""
+        if not i.is_dir() and i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            reason = reason or "not packed by deflate"
+        where = [i.header_offset, i.compress_size, i.file_size, (i.compress_type == zipfile.ZIP_DEFLATED, i.CRC)]
+        yield i.filename, reason, i.CRC, *([] if i.is_dir() else where)
+
+
+def _tar_members(path):
+    """The same of a .tar, with the mtime in ns for the CRC, None for the last."""
+    with tarfile.open(path, "r:", encoding="utf-8") as archive:
+        for i in archive:
+            reason = "" if i.isdir() or (i.isreg() and not i.issparse()) else "link or device"
+            yield i.name, reason, int(i.mtime * 1e9), *([] if i.isdir() else [i.offset_data, i.size, i.size, None])
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(512) != bytes(512):
+            raise tarfile.ReadError("no end mark")
+
+
+def _from_csv(file):
+    """The _Source of a file of path,label[,split][,group], paths below the folder it lies in. Each fault names its line."""
+
+    def wrong(line, what):
+        fail(f"{file}, line {line}: {what}")
+
+    # the text, its delimiter by the first line
+    try:
+        data = file.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        fail(f"{file}: cannot be read: {why(error)}")
+    except UnicodeDecodeError as error:
+        wrong(data[: error.start].count(b"\n") + 1, "not UTF-8; save the file as UTF-8")
+    first = re.split("[\r\n]", text.lstrip())[0]
+    delimiter = max(",;\t", key=first.count)
+    lines, table, number = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [], 1
+    try:
+        for cells in lines:
+            table += [(number, [cell.strip() for cell in cells])] if any(cells) else []
+            number = lines.line_num + 1
+    except csv.Error as error:
+        wrong(number, f"cannot be read: {error}")
+    (_, head), *rows = table or [(1, [])]
+    head, known = [name.lower() for name in head], ("path", "label", "split", "group")
+    if not {"path", "label"} <= {*head} or any(head.count(name) > 1 for name in known):
+        wrong(1, f"must name the columns, path,label and perhaps split,group; it says: {first.strip()[:80]}")
+    if more := [name for name in head if name not in known]:
+        print(f"note: {file}: columns that are not used: {some(more)}")
+
+    # row by row; one class a picture
+    labels = {dict(zip(head, cells)).get("label") for _, cells in rows}
+    seen, found, groups, missing, again, root = {}, {}, {}, [], [], file.parent
+    for line, cells in rows:
+        if len(cells) != len(head):
+            wrong(line, f"{counted(len(cells), 'column')} where line 1 has {len(head)}; quote what contains the separator")
+        row = dict(zip(head, cells))
+        path, label, split = row["path"], row["label"], "all"
+        if empty := [column for column in known if not row.get(column, "x")]:
+            wrong(line, f"{empty[0]} is empty")
+        parts = [part.strip() for part in re.split("[;|]", label) if part.strip()]
+        commas = [part.strip() for part in label.split(",")]
+        if len(parts) > 1 or (len(commas) > 1 and {*commas} <= labels):
+            wrong(line, f"several labels, {label}; each picture must have one, several are out of scope")
+        if "split" in row and (split := _SPLITS.get(row["split"].lower())) is None:
+            wrong(line, f"split {row['split']} is none of {', '.join(_SPLITS)}")
+        before, told = seen.get(os.path.normpath(path)), (label, split, row.get("group"))
+        if before and before[1][0] != label:
+            wrong(
+                line, f"{path} is {label}, in line {before[0]} {before[1][0]}; each picture must have one label, several are out of scope"
+            )
+        if before and before[1] != told:
+            wrong(
+                line, f"{path} has another {'split' if before[1][1] != split else 'group'} than in line {before[0]}; take one of them away"
+            )
+        if before:
+            again.append(line)
+            continue
+        seen[os.path.normpath(path)] = line, told
+        try:
+            path = os.fsdecode(path.encode())  # a name to open it by, in any locale
+            place = os.stat(root / path)
+            if not stat.S_ISREG(place.st_mode):
+                raise OSError
+        except (OSError, ValueError):
+            missing.append((line, row["path"]))
+            continue
+        found.setdefault(split, {}).setdefault(label, []).append((path, place.st_size, place.st_mtime_ns))
+        groups[path] = row.get("group")
+    if missing:
+        count = counted(len(missing), "file")
+        wrong(missing[0][0], f"no file {root / missing[0][1]}; {count} missing in all; paths are relative to the folder of the CSV")
+    if not rows:
+        wrong(1, "no row follows; each line after it names a picture and its label")
+    if again:
+        print(f"note: {file}: {counted(len(again), 'line')} repeat{'s' * (len(again) == 1)} one before, such as line {again[0]}")
+    for mine in found.values():
+        for files in mine.values():
+            files.sort(key=lambda row: (natural(row[0]), row[0]))
+    inside = {split: [Path("" if split == "all" else split, label) for label in mine] for split, mine in found.items()}
+    places = {split: file if split == "all" else f"split {split} of {file}" for split in found}
+    how = (lambda path: Image.open(root / path), [str(root.absolute())])
+    return _Source("csv", file.stem, root, *how, found, inside, places, "split", groups if "group" in head else None)
+
+
+def _from_torchvision(name):
+    """The _Source of a data set of torchvision below data/torchvision/NAME, with its own splits; what is not there is downloaded."""
+    sets = torchvision.datasets
+    if name not in sets.__all__:
+        fail(f"--data torchvision:{name}: no such data set; nearest: {', '.join(difflib.get_close_matches(name, sets.__all__, 4, 0.2))}")
+    make, root = getattr(sets, name), Path("data/torchvision", name)
+    flags = inspect.signature(make).parameters
+    rest = {f.name for f in flags.values() if f.default is f.empty and f.kind not in (f.VAR_KEYWORD, f.VAR_POSITIONAL)} - {"root", "split"}
+    if rest or make in (sets.ImageFolder, sets.VisionDataset):
+        fail(f"--data torchvision:{name}: takes more than a name{': ' * bool(rest)}{some(sorted(rest))}; give its folder or a .csv")
+
+    def part(**which):
+        """One of its splits, None where there is none of this name."""
+        which |= {"root": root} if "root" in flags else {}
+        for more in [{}, {"download": True}] if {"download", "kwargs"} & {*flags} else [{}]:
+            try:
+                return make(**which, **more)
+            except Exception as error:  # whatever it is that its files make it raise
+                if not (more and isinstance(error, TypeError)):  # which says that it knows no download
+                    reason = error
+                if "Unknown value" in str(error):
+                    return None
+        if isinstance(reason, ImportError):
+            fail(f"--data torchvision:{name}: needs another package: pip install {reason.name}")
+        again = f"torchvision.datasets.{name}({str(root)!r}, download=True)"
+        fail(f"--data torchvision:{name}: not whole in {root}, nor can it be downloaded ({why(reason)}); {again} makes it elsewhere")
+
+    # its splits under our names
+    if "train" in flags:
+        parts = {"train": part(train=True), "test": part(train=False)}
+    elif "split" in flags:
+        names = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
+        parts = {ours: next((p for p in (part(split=s) for s in theirs) if p is not None), None) for ours, theirs in names.items()}
+    else:
+        parts = {"all": part()}
+    parts = {split: p for split, p in parts.items() if p is not None}
+    labels = {split: _torchvision_labels(p) for split, p in parts.items()}
+    if not parts or any(mine is None for mine in labels.values()):
+        what = "has not one class a picture in each split" if parts else "has no splits called train or test"
+        fail(f"--data torchvision:{name}: {what}, which is what these scripts take")
+
+    # names of classes, where there are any, in its own order
+    highest, first = max(max(mine) for mine in labels.values()), next(iter(parts.values()))
+    names = getattr(first, "classes", getattr(first, "categories", None))
+    names = [c if isinstance(c, str) else ", ".join(c) for c in (() if names is None else names)]
+    if len({*names}) <= highest or len({*names}) < len(names):
+        print(f"note: torchvision knows no names for the classes of {name}: they are numbers, and captions need words: --classnames")
+        names = [str(i) for i in range(highest + 1)]
+    found = {split: {c: [] for c in names} for split in parts}
+    for split, mine in labels.items():
+        for i, label in enumerate(mine):
+            place = f"{names[label].replace('/', '-')}/{i:07d}"
+            found[split][names[label]].append((place if split == "all" else f"{split}/{place}", 0, 0))
+
+    # one lock, where pictures are made of the random numbers that all threads share
+    lock = nullcontext() if "root" in flags else threading.Lock()
+
+    def open(path):
+        with lock:
+            return parts["all" if "all" in parts else path.partition("/")[0]][int(path.rpartition("/")[2])][0]
+
+    files = sorted((str(file.relative_to(root)), file.stat()) for file in root.rglob("*") if file.is_file())
+    key = [str(root.absolute()), name, torchvision.__version__, digest([(file, s.st_size, s.st_mtime_ns) for file, s in files])]
+    inside = {split: sorted({Path(rows[0][0]).parent for rows in mine.values() if rows}) for split, mine in found.items()}
+    places = {split: f"split {split} of {name}" for split in parts}
+    return _Source("torchvision", name, root, open, key, found, inside, places, "split", order=names.index)
+
+
+def _torchvision_labels(part):
+    """[class] of each picture of a set of torchvision, without reading the pictures where it keeps them in a list; None where pictures
+    have not one class each."""
+
+    def one(i):
+        picture, label = part[i]
+        if not isinstance(picture, Image.Image) or isinstance(label, bool) or int(label) != label or label < 0:
+            raise TypeError
+        return int(label)
+
+    with suppress(TypeError, ValueError, IndexError):
+        few = {i: one(i) for i in (0, len(part) // 2, len(part) - 1)}
+        for name in ("targets", "labels", "_labels", "_samples", "y"):
+            with suppress(TypeError, ValueError, IndexError):
+                kept = [int(x[1] if name == "_samples" else x) for x in getattr(part, name, ())]
+                if len(kept) == len(part) and all(kept[i] == label for i, label in few.items()):
+                    return kept
+        return [one(i) for i in progress(range(len(part)), "labels", "img")]
+    return None
 
 
 # ---- captions -----------------------------------------------------------------------------------------------------
@@ -1853,14 +2331,15 @@ _DECODING = 3  # part of every cache key: raise it when the functions below chan
 _THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
 
 
-def read_rgb(path):
-    """A picture file as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels composited on white, 16 bit scaled.
+def read_rgb(path, open=Image.open):
+    """A picture file, or what open(path) gives, as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels
+    composited on white, 16 bit scaled.
 
     Raises ValueError for a broken picture, OSError or MemoryError where the disk, a permission or the memory failed and not
     the picture: then it must not be skipped for good.
     """
     try:
-        with Image.open(path) as image:
+        with open(path) as image:
             return _to_rgb(image)
     except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
@@ -1881,16 +2360,34 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def _read_image(path, size):
-    """One picture as uint8 (size, size, 3): short side resized (Pillow bicubic, antialiased), centre cropped, as CLIP does.
+def _read_image(path, size, read=read_rgb):
+    """One picture as uint8 (size, size, 3), where `size` may be a View: short side resized and centre cropped, unless that says otherwise.
 
     Beside it the whole picture as a thumbnail of 32 x 32 pixels, by which copies are found.
     """
-    image = read_rgb(path)
+    image = read(path)
     thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR))
-    if image.size != (size, size):
-        image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), size)
-    return np.asarray(image), thumbnail
+    return np.asarray(_fit(image, _as_view(size))), thumbnail
+
+
+def _as_view(size):
+    return size if isinstance(size, View) else View(size)
+
+
+def _fit(image, view):
+    """A Pillow image as the view asks for it, size x size."""
+    if image.size == (view.size, view.size) == (view.short, view.short):
+        return image
+    short = view.short
+    if view.fit == "pad" and image.width != image.height:
+        x, side = np.asarray(image), max(image.size)
+        frame = np.concatenate([x[0], x[-1], x[1:-1, 0], x[1:-1, -1]])  # (P, 3)
+        square = Image.new("RGB", (side, side), tuple(np.median(frame, 0).round().astype(int).tolist()))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    elif view.fit == "squash":
+        short = (view.short, view.short)
+    return TF.center_crop(TF.resize(image, short, InterpolationMode(view.interpolation)), view.size)
 
 
 def image_sizes(data, files):
@@ -1898,7 +2395,7 @@ def image_sizes(data, files):
 
     def size(row):
         try:
-            with Image.open(data.root / row[0]) as image:
+            with data.open(row[0]) as image:
                 return image.size
         except Exception:
             return None
@@ -1914,25 +2411,26 @@ def native_size(sizes):
     return w if w == h else 0
 
 
-def upsample(x, size):
-    """Bicubic, antialiased, uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), or `size` is (height, width): within 2/255 of Pillow.
+def upsample(x, size, mode="bicubic"):
+    """Antialiased, uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), or `size` is (height, width): within 2/255 of Pillow.
 
     uint8 all the way is both the exact and the fast path on a CPU; CUDA's kernel takes floats only.
     """
     size = size if isinstance(size, tuple) else (size, size)
     if x.device.type == "cpu":
-        return F.interpolate(x, size=size, mode="bicubic", antialias=True)
-    return F.interpolate(x.float(), size=size, mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
+        return F.interpolate(x, size=size, mode=mode, antialias=True)
+    return F.interpolate(x.float(), size=size, mode=mode, antialias=True).clamp(0, 255).round().to(torch.uint8)
 
 
 def _load_images(data, split, size):
-    """Decode a split once into cache/images, for a model whose input is `size` pixels wide.
+    """Decode a split once into cache/images, for a model whose input is `size` pixels wide, or a View.
 
-    Images that all share one square size not above the model's input keep it and are upsampled on the device, in batches;
+    Images that all share one square size below the model's input keep it and are upsampled on the device, in batches;
     all others are brought to the input size here.
     """
+    view = _as_view(size)
     files = data.files(split)
-    listing = [str(data.root.absolute()), *(row[:3] for row in files)]  # no labels
+    listing = [*data.key, *(row[:3] for row in files)]  # no labels
     stem = f"cache/images/{data.name}-{split}"
     scan = Path(f"{stem}-{digest([_DECODING, listing])}.json")
     if not scan.exists():
@@ -1940,11 +2438,12 @@ def _load_images(data, split, size):
         with atomic(scan) as temporary:
             temporary.write_text(json.dumps(native), encoding="utf-8")
     native = read_json(scan)
-    stored = native if 0 < native <= size else size
-    key = digest([_DECODING, listing, stored])
+    view = View(native) if 0 < native < view.size else view
+    stored = view.size
+    key = digest([_DECODING, listing, asdict(view)])
     path, small, meta = (Path(f"{stem}-{stored}-{key}{end}") for end in (".npy", "-thumbnails.npy", ".json"))
     if not (path.exists() and small.exists() and meta.exists()):
-        reasons = _decode([data.root / row[0] for row in files], stored, path, small, split)
+        reasons = _decode(data, files, view, path, small, split)
         with atomic(meta) as temporary:  # last: where it exists, the others do
             temporary.write_text(json.dumps(reasons), encoding="utf-8")
     reasons = dict(read_json(meta))
@@ -1960,8 +2459,9 @@ def _load_images(data, split, size):
     return Images(np.load(path, "r"), np.load(small, "r"), rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
 
 
-def _decode(files, side, path, small, what):
-    """Write the pixels (N, side, side, 3) of picture files to `path` and their thumbnails to `small`; [(position, why not)] of the rest."""
+def _decode(data, files, view, path, small, what):
+    """Write the pixels (N, size, size, 3) of rows of `data` to `path`, thumbnails to `small`; [(position, why not)] of the rest."""
+    side = view.size
     need, free = len(files) * side * side * 3, shutil.disk_usage(path.parent).free
     if need > free:
         fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {side} px, {free / 1e9:.1f} GB free")
@@ -1971,9 +2471,9 @@ def _decode(files, side, path, small, what):
 
         def decode(i):
             try:
-                pixels[i], thumbnails[i] = _read_image(files[i], side)
+                pixels[i], thumbnails[i] = _read_image(files[i][0], view, data.picture)
             except (OSError, MemoryError) as error:  # the disk or a permission, not the image: must not be remembered
-                unread.append(f"{files[i]}: {why(error)}")
+                unread.append(f"{data.root / files[i][0]}: {why(error)}")
             except Exception as error:
                 reasons.append((i, why(error)))
 
@@ -2087,8 +2587,7 @@ def _clusters(images, device="cpu", block=_BLOCK):
 
 # ---- networks and files of weights ----------------------------------------------------------------------------------
 
-# Three families: OpenAI's CLIP, torchvision's classifiers, toys. Another one has its names in model_name, the side of its pictures
-# in input_size, its file in _weights_file, and its network in load_model
+# Built in are OpenAI's CLIP, torchvision's classifiers and toys; whatever else comes from a FILE.py, as an Encoder, too: docs/encoders.md
 
 # CLIP as OpenAI published it: repository with open_clip's copy of the weights, (embedding, input px, layers, width, patch)
 CLIP = {
@@ -2110,11 +2609,19 @@ _OPENAI = {url.split("/")[-2]: name for name, url in clip.clip._MODELS.items()} 
 
 def spelled(name):
     """The name of a model as files can have it: ViT-L-14-336px."""
-    return re.sub("[/@]", "-", name)
+    return re.sub("[/@:]", "-", name)
 
 
 def model_name(name):
-    """The exact name of a model, from CLIP's spelling or the one with / and @ as -. Fails with the nearest right names."""
+    """The exact name of a model, from CLIP's spelling or the one with / and @ as -, or that of a FILE.py as it is.
+
+    Fails with the nearest right names.
+    """
+    if found := _encoder_file(name):
+        if not found[0].is_file():
+            near = difflib.get_close_matches(found[0].name, names := sorted(p.name for p in found[0].parent.glob("*.py")), 4, 0.4) or names
+            fail(f"--model {name}: no such file: {found[0]}; nearest: {some(near) or 'none, there is no .py file'}")
+        return name
     known = {*CLIP, "toy-imagenet", *torchvision.models.list_models(module=torchvision.models)}
     names = {spelled(n).lower(): n for n in sorted(known)}
     key = spelled(name).lower()
@@ -2131,6 +2638,8 @@ def _default_model(data):
 def input_size(name, data=""):
     """Side in pixels of the pictures that a model takes; without a name the one that is the default for --data."""
     name = model_name(name or _default_model(data))
+    if _encoder_file(name):  # only its network knows
+        return load_model(name, "cpu").size
     if name == "toy-imagenet":
         return 64
     return CLIP[name][1][1] if name in CLIP else torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
@@ -2230,16 +2739,146 @@ def _clip_network(state, path, shape):
     return net
 
 
-def _unproject(visual):
-    """Take the last projection out of CLIP's visual tower; returns the width of what is left, and what was taken."""
-    if not isinstance(visual, ModifiedResNet):
-        taken, visual.proj = {"proj": visual.proj.detach()}, None
-        return visual.transformer.width, taken
-    last, pool = visual.attnpool.c_proj, visual.attnpool
-    pool.c_proj = nn.Identity()  # attention reads a weight and a bias of it, which no training may change
-    pool.c_proj.register_buffer("weight", torch.eye(last.in_features))
-    pool.c_proj.register_buffer("bias", torch.zeros(last.in_features))
-    return last.in_features, {f"attnpool.c_proj.{name}": tensor for name, tensor in last.state_dict().items()}
+def _clip_tokens(captions):
+    """Tokens (B, T), T <= 77, of captions for CLIP; longer ones are cut, keeping end-of-text, with a note."""
+    tokens = clip.tokenize(captions, context_length=512, truncate=True)
+    lengths = tokens.argmax(1) + 1  # end-of-text is the largest id, and the position that CLIP reads
+    note_cut(captions, lengths.tolist(), 77)
+    tokens[lengths > 77, 76] = tokens.max()
+    # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
+    return tokens[:, : min(77, int(lengths.max()))]
+
+
+def note_cut(captions, lengths, most):
+    """Say how many captions have more than `most` tokens, by their lengths, and are cut."""
+    if cut := sum(n > most for n in lengths):
+        longest = captions[max(range(len(lengths)), key=lengths.__getitem__)][:60]
+        print(f"note: {cut} of {counted(len(captions), 'caption')} cut to {most} tokens, such as: {longest}...")
+
+
+def _load_clip(name, path, state, act, known):
+    """Encoder of one of OpenAI's CLIP models, or of a toy; fails where a file of others does not say its activation."""
+    if not known and act is None:
+        fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
+    net = _clip_network(state, path, CLIP[name][1])
+    if act == "gelu":
+        for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
+            block.gelu = nn.GELU()
+    projection = "attnpool.c_proj" if isinstance(net.visual, ModifiedResNet) else "proj"
+    seen = net.visual, net.visual.input_resolution, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std, net.text_projection.shape[1]
+    return Encoder(*seen, net.encode_text, _clip_tokens, net.logit_scale, 0.0, net, projection, act or "")
+
+
+def _load_torchvision(name, path, state, act):
+    """Encoder of a torchvision classifier or of toy-imagenet, without the last layer."""
+    try:
+        visual, size, width, mean, std = _imagenet_network(name, state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        fail(f"--weights {path}: not the weights of {name}: {why(error)}")
+    return Encoder(visual, size, mean, std, width, act=act or "")
+
+
+def _encoder_file(name):
+    """(file, NAME) of FILE.py[:NAME], or of KIND:NAME, whose file is encoders/KIND.py beside this one; None for a built-in model."""
+    if found := re.fullmatch(r"(.+?\.py)(?::(.*))?", name):
+        return Path(found[1]), found[2] or ""
+    kind, colon, rest = name.partition(":")
+    return (Path(__file__).with_name("encoders") / f"{kind}.py", rest) if colon else None
+
+
+def hub_file(name, repo, *files):
+    """The first of these files that there is in the cache of huggingface_hub, or else on the hub, for the model `name`; fails without."""
+    from huggingface_hub import errors, hf_hub_download, logging  # here, because few runs get this far
+
+    logging.set_verbosity_error()  # it announces each of its retries
+    reason = ""
+    for here in (True, False):
+        for file in files:
+            try:
+                return Path(hf_hub_download(repo, file, local_files_only=here))
+            except errors.RemoteEntryNotFoundError as error:
+                reason = error
+            except Exception as error:
+                reason = error
+                if not here:  # no network, not no such file: the next one is not what was asked for
+                    break
+    fail(f"--model {name}: cannot be downloaded ({type(reason).__name__}); fetch {files[0]} of huggingface.co/{repo}, pass it by --weights")
+
+
+def _load_file(name, weights, act):
+    """(Encoder, hash of its tensors, [hash of its code, versions of packages], what the file of weights says of itself).
+
+    Runs the file, which is code. Fails where that fails, or what it makes is no Encoder of square RGB pictures.
+    """
+    file, rest = _encoder_file(name)
+    if weights and not Path(weights).is_file():
+        fail(f"--weights {weights}: no such file")
+    about = read_weights(weights)[0] if weights and Path(weights).suffix == ".safetensors" else {}
+    if file.parent != Path(__file__).with_name("encoders"):  # for what lies beside it; last, so that nothing there hides a package
+        sys.path.append(str(file.parent.absolute()))
+    spec = importlib.util.spec_from_file_location(f"_encoder_{file.stem}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        encoder = module.load(rest, weights)
+    except ModuleNotFoundError as error:
+        needs = getattr(module, "PACKAGES", error.name)
+        fail(f"--model {name} needs a package that is not here: pip install {needs} ({why(error)})")
+    except Exception as error:
+        trace = error.__traceback__
+        lines = []
+        while trace:
+            lines += [trace.tb_lineno] if trace.tb_frame.f_code.co_filename == spec.origin else []
+            trace = trace.tb_next
+        fail(f"--model {name}: {file}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {why(error)}")
+    if not isinstance(encoder, Encoder):
+        fail(f"--model {name}: load of {file} gives {type(encoder).__name__}, not an Encoder of common.py")
+    if act and act != encoder.act:
+        fail(f"--act is for CLIP's own names; --model {name} knows its activation{f', {encoder.act}' * bool(encoder.act)}")
+    width = _measure(name, encoder)
+    if encoder.width not in (0, width):
+        fail(f"--model {name}: gives features {width} wide, but says width {encoder.width}")
+    encoder.width = width
+
+    # the tensors, and apart from them the code, because a new version of it need not make a saved head useless
+    net, total = encoder.net or encoder.visual, hashlib.sha256()
+    for key, tensor in sorted(net.state_dict().items()):
+        total.update(f"{key} {tensor.dtype} {[*tensor.shape]}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    packages = sorted({type(m).__module__.partition(".")[0] for m in net.modules()} - {"torch", spec.name})
+    versions = [f"{p} {v}" for p in packages if (v := getattr(sys.modules.get(p), "__version__", None))]
+    return encoder, total.hexdigest(), [file_sha256(file), *versions], about
+
+
+def _measure(name, encoder):
+    """Width of the features of an image encoder, by one picture; fails where they are not (B, width)."""
+    size = _as_view(encoder.view).size
+    try:
+        x = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            f = encoder.visual.eval()(x)
+    except Exception as error:
+        fail(f"--model {name}: its image encoder does not take pictures (1, 3, {size}, {size}): {why(error)}")
+    if not isinstance(f, torch.Tensor) or f.shape[:-1] != (1,):
+        found = [*f.shape] if isinstance(f, torch.Tensor) else type(f).__name__
+        fail(f"--model {name}: its image encoder gives {found} for pictures (1, 3, {size}, {size}), not (1, width)")
+    return f.shape[1]
+
+
+def _unproject(visual, name):
+    """Take the projection of this dotted name out of an image encoder; the width of what is left, 0 for unknown, and what was taken."""
+    parent, _, leaf = name.rpartition(".")
+    owner = visual.get_submodule(parent)
+    last = getattr(owner, leaf)
+    if isinstance(last, nn.Parameter):
+        setattr(owner, leaf, None)
+        return last.shape[0], {name: last.detach()}
+    setattr(owner, leaf, nn.Identity())
+    width = getattr(last, "in_features", 0)
+    if leaf == "c_proj":  # CLIP's attention reads a weight and a bias of it, which no training may change
+        owner.c_proj.register_buffer("weight", torch.eye(width))
+        owner.c_proj.register_buffer("bias", torch.zeros(width))
+    return width, {f"{name}.{part}": tensor for part, tensor in last.state_dict().items()}
 
 
 def _imagenet_network(name, state):
@@ -2299,8 +2938,7 @@ def _export(model, head, classes, temperature, path):
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of its own parts, which are being renamed
         graph = torch.onnx.export(Whole().eval(), (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-    resize = "short side to size (bicubic, antialiased), then the centre size x size; RGB"
-    told = {"model": model.name, "classes": classes, "size": model.size, "resize": resize, "mean": model.mean, "std": model.std}
+    told = {"model": model.name, "classes": classes, "size": model.size, "resize": str(model.view), "mean": model.mean, "std": model.std}
     graph.model.metadata_props.update({key: json.dumps(value) for key, value in (told | {"temperature": temperature}).items()})
     with atomic(path) as temporary:
         graph.save(temporary, external_data=False)

@@ -286,7 +286,7 @@ def tabulate(right, methods, shots, draws):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
+    add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision batch out")
     shots = [1, 2, 4, 8, 16, 32, 64, 128]
     parser.add_argument("--shots", nargs="+", type=at_least(1), default=shots, metavar="K", help="labels a class (%(default)s)")
     parser.add_argument("--seeds", type=at_least(1), default=5, metavar="N", help="draws of the labels, from --seed on (%(default)s)")
@@ -296,7 +296,7 @@ def main():
     args.shots = sorted(set(args.shots))
 
     data, model = load(args)
-    images = data.images(model.size, ["train", "test"])
+    images = data.images(model.view, ["train", "test"])
     (x, _), (x_test, y_test) = (model.features(i) for i in images.values())
     x, x_test = F.normalize(x, dim=1), F.normalize(x_test, dim=1)
     labels, classes = images["train"].labels, len(data.classes)  # labels on the CPU, where they are drawn

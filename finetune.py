@@ -215,7 +215,7 @@ def interpolate(start, end, alpha):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames groups seed device precision alpha reject out")
+    add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision alpha reject out")
     parser.add_argument("--method", choices=("ml", "cs"), default="ml", help="linear layer, or captions (%(default)s)")
     parser.add_argument("--head", help="ml starts from: text, random, or a FILE of linear_probe.py --save (text for CLIP, else random)")
     parser.add_argument("--freeze", action="store_true", help="train the head alone, of an encoder as it is")
@@ -266,6 +266,8 @@ def check_start(args, data, model, told):
         fail(f"--method cs and --head text: {model.name} has no text side; it takes --method ml and --head random or a FILE")
     if args.prompts and not text:
         fail("--prompts: only --method cs and --head text start from captions")
+    if args.save and (taken := {"head.weight", "head.bias", "head.logit_scale"} & {*model.state_dict()}):
+        fail(f"--save: {model.name} has a {taken.pop()} of its own, where the head's would go; call that module something else")
     if data.chosen_with:
         print("note: images that validate here may have chosen the prompts too: on them epoch 0 and alpha 0 look too good")
 
@@ -275,7 +277,7 @@ def first_head(args, data, model, images, told, tensors):
     if args.method == "cs" or args.head == "text":
         z = model.classifier(data.words, data.templates, data.type)
         if args.method == "cs":
-            return lambda seed: Cosine(z, model.net.logit_scale)
+            return lambda seed: Cosine(z, model.log_scale)
         return lambda seed: Linear(model.logit_scale * z, torch.zeros(len(z)))
 
     train = images["train"]
@@ -292,8 +294,8 @@ def first_head(args, data, model, images, told, tensors):
 
     # a head must not have seen what validates or tests here
     here = about(data, model, images, args.seed)
-    same = {"weights": "sha256", "activation": "act", "classes": "classes", "split of the images (--seed, files)": "split"}
-    if other := [what for what, key in same.items() if told[key] != here[key]]:
+    same = {"weights": "sha256", "activation": "act", "classes": "classes", "split of the images (--seed, files)": "split", "--fit": "view"}
+    if other := [what for what, key in same.items() if told.get(key, here[key]) != here[key]]:
         fail(f"--head {args.head}: made with other {', '.join(other)}; make it anew with linear_probe.py --save")
     # without a val split the probe's last fit has seen the images that validate here; it has kept another one that has not
     weight, bias = (tensors.get(f"held_out.{part}", tensors[f"head.{part}"]) for part in ("weight", "bias"))
@@ -306,7 +308,7 @@ def all_checkpoints(args, data, model, images, told):
     depends = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     depends |= {"--model": model.name, "--prompts": data.templates, "--type": data.type}
     depends |= {"--head": file_sha256(args.head) if told else args.head, "weights": model.sha256, "device": model.device.type}
-    depends |= {"--balance": True} if args.balance else {}
+    depends |= ({"--balance": True} if args.balance else {}) | ({"--fit": args.fit} if args.fit else {})
     paths = [images[split].paths for split in ("train", "val")]
     depends["files or words of the classes"] = digest([data.fingerprint, *paths, data.words])
     depends["precision"] = str(model.dtype)
@@ -325,6 +327,8 @@ def train_step(net, model, augmented=True, weights=None):
 
     def step(batch):
         x, y, matrices, blurred, sigmas = batch
+        if x.shape[-1] < model.size < model.view.short:  # the model sees the centre of them
+            matrices = matrices * torch.tensor([model.size / model.view.short] * 2 + [1.0], device=x.device)[:, None]
         x = model.normalise(augment(x, matrices, blurred, sigmas, model.size)) if augmented else model.inputs(x)
         logits = net(x)
         return F.cross_entropy(logits, y, weights), (logits.argmax(1) == y).float().mean()
@@ -426,7 +430,9 @@ def save_network(args, data, model, images, net, best, used, fitted):
         told["unit"] = net.head.unit
         state |= zip(("head.weight", "head.bias"), net.head.plain())
     else:
-        state["logit_scale"].clamp_(max=math.log(100))  # the last step may have gone beyond
+        net.head.logit_scale.detach().clamp_(max=math.log(100))  # the last step may have gone beyond
+        if all(p is not net.head.logit_scale for p in (model.net or model.visual).parameters()):
+            state["head.logit_scale"] = net.head.logit_scale
     save_weights(args.save, state, told)
     print(f"saved {args.save}")
 
@@ -445,7 +451,7 @@ def main():
     if args.method == "ml":
         args.head = args.head or ("text" if model.has_text else "random")
     check_start(args, data, model, told)
-    images = hold_out(data.images(model.size), args.seed)
+    images = hold_out(data.images(model.view), args.seed)
     train, val, test = images.values()
     source = f"{len(val):,} " + ("images of the val split" if data.splits.get("val") else "held-out training images")
     origin = "" if args.method == "cs" else f" from {args.head}{', encoder frozen' if args.freeze else ''}"

@@ -394,7 +394,7 @@ def search_suspects(data, images, x, y, l2, mean, scale, file):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch alpha reject out")
+    add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision batch alpha reject out")
     parser.add_argument("--features", choices=("penultimate", "projected"), default="penultimate", help="of CLIP (%(default)s)")
     save = "keep the head here, with its class names (not kept)"
     parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
@@ -416,7 +416,7 @@ def main():
     if args.load:
         return use_saved(args, args.batch)
     data, model = load(args, args.features)
-    images = data.images(model.size)
+    images = data.images(model.view)
     x, y = {}, {}
     for split in images:
         x[split], y[split] = model.features(images[split])

@@ -43,8 +43,12 @@ from common import (
     write_json,
 )
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow and black; three more for those with many models
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B4513", "#4B0082", "#004D40")
+# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow and black; six more for those with many models: of the
+# twelve the two nearest are 18 apart (CIELAB, simulated after Machado et al.) without green cones, 21 without red ones, 26 with all
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#8B4513", "#4B0082", "#004D40", "#0000FF", "#7766FF", "#99DD88"),
+)
 GREY = "#777777"
 MARKERS = {"zero-shot": "*", "linear probe": "o", "fine-tuned, ml": "s", "fine-tuned, cs": "D"}
 STYLES = {"class-mean": ("v", ":"), "linear": ("o", "--"), "tip": ("^", "-."), "text-init": ("s", "-")}
@@ -142,6 +146,7 @@ def load(folder, name):
                     made_of["devices or precisions"] = [record["environment"][key] for key in ("device", "precision")]
                 if model:
                     made_of[f"weights of {model}"] = record["model"]["sha256"]
+                    made_of[f"--fit of {model}"] = args.get("fit")
                     made_of["words for the classes"] = record["data"]["words"]
                     names = [re.sub(r"\.[^.]*$", "", path) for path in run.arrays["index"].tolist()]  # enlarged ones are .png
                     made_of[f"test images of {name}, by their names"] = digest(names)
@@ -158,6 +163,11 @@ def load(folder, name):
                 fail(f"{twin} and {file}: two results of one run; take one out of {folder}")
             runs.append(run)
     return runs
+
+
+def name_of(data):
+    """What results of --data are called: the last part of a path, without .csv, .zip or .tar; of torchvision:NAME the NAME."""
+    return re.sub(r"\.(csv|zip|tar)$", "", Path(data.removeprefix("torchvision:")).absolute().name)
 
 
 def load_speeds(file):
@@ -248,6 +258,11 @@ def head(fig, text):
     fig.suptitle(wrap(text, int(LETTERS * fig.get_figwidth())))
 
 
+def called(model, width):
+    """The name of a model, in as many lines as it takes: broken behind its kind and before its tag, where it has them."""
+    return re.sub("([:/]) ", r"\1", wrap(re.sub("([:/])", r"\1 ", model), width))
+
+
 def key(label, **look):
     """A line or marker for a legend."""
     return Line2D([], [], label=label, **look)
@@ -320,7 +335,7 @@ def draw_few_shot(study):
             ax.errorbar([0.5], [m["zero_shot"]], error, marker="*", ms=11, color=colour, linestyle="", label="zero-shot", elinewidth=0.8)
         accuracy_axis(ax, study.chance)
         shot_axis(ax, fewer, zero, everything, even_shots(runs))
-        ax.set_title(wrap(run.model, 30))
+        ax.set_title(called(run.model, 30))
         ax.tick_params(labelbottom=True)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("test accuracy")
@@ -407,7 +422,7 @@ def draw_prompts(study):
         tallest = max(tallest, ys[-1] + lines[-1])
         split, count = next(iter(run.record["data"]["counts"].items()))
         ax.set_xlabel(f"accuracy on {count:,} {split} images")
-        ax.set_title(wrap(run.model, 34))
+        ax.set_title(called(run.model, 34))
     fig.set_figheight(-(-len(runs) // 2) * (0.145 * tallest + 0.7) + 0.3)
     head(fig, f"{study.name}: of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}")
     return fig
@@ -438,7 +453,7 @@ def draw_confusions(study, most=3):
             ax.set_title(title)
             tallest = max(tallest, title.count("\n") + 1)
         place = {"transform": row[0].transAxes, "ha": "right", "va": "center"}
-        row[0].text(-0.04, 0.5, f"{wrap(run.model, 16)}\n{run.method}", **place)
+        row[0].text(-0.04, 0.5, f"{called(run.model, 16)}\n{run.method}", **place)
     fig.set_figheight(len(runs) * (1.3 + 0.16 * tallest) + 0.3)
     head(fig, f"{study.name}: true class → what it was taken for, how often, and a test picture of each")
     return fig
@@ -455,7 +470,7 @@ def draw_calibration(study, runs):
             ax.plot(x, y, line, marker="o", ms=3, lw=1.2, color=colour, mfc="white" if name else colour)
         kept, accuracy = np.array(m["reject"]).T
         axes[-1].plot(kept, accuracy, color=colour, lw=1.2)
-        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", title=wrap(run.model, 30))
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence", title=called(run.model, 30))
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("test accuracy")
     axes[-1].set(xlim=(-0.03, 1.03), xlabel="share that is kept", title="accuracy without the least confident")
@@ -999,7 +1014,7 @@ def main():
     if not 0 < args.margin < 1:
         parser.error(f"--margin {args.margin:g}: must lie between 0 and 1")
 
-    name = Path(args.data).absolute().name
+    name = name_of(args.data)
     study = Study(name, load(args.results, name), load_speeds(Path(args.results) / f"{name}.speed.json"))
     if not study.runs and (args.readme or not args.expect):
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")

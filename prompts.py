@@ -114,7 +114,7 @@ def print_choice(ranked, steps, pool, images):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act type classnames groups seed device precision batch out")
+    add_flags(parser, "data model weights act type classnames label-from groups fit seed device precision batch out")
     parser.add_argument("--templates", metavar="FILE", help="choose among those of a .json or text file (a pool of our own)")
     args = parser.parse_args()
 
@@ -128,7 +128,7 @@ def main():
     if len(data.files(split)) < 2:
         fail(f"--data {args.data}: one {split} image can choose nothing; add more")
     z = model.classifier(data.words, pool, data.type, each=True)  # (T, C, E)
-    images = data.images(model.size, [split, "test"])
+    images = data.images(model.view, [split, "test"])
     (x, y), (x_test, y_test) = (model.features(i) for i in images.values())
     x, x_test = F.normalize(x, dim=1), F.normalize(x_test, dim=1)
 

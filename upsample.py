@@ -47,12 +47,12 @@ from common import (
     load_data,
     load_model,
     native_size,
+    natural,
     pick_device,
     progress,
     read_ahead,
     read_checkpoint,
     read_json,
-    read_rgb,
     read_weights,
     report,
     save_weights,
@@ -283,7 +283,7 @@ def as_model(net, name, size, device, dtype, sha256=""):
 
 def training_images(args):
     """(Data, {"train": Images, "val": Images}, side of the squares to train on, side of whole pictures to validate with)."""
-    data = load_data(args.data, seed=args.seed, union=True, groups=args.groups)
+    data = load_data(args.data, seed=args.seed, union=True, groups=args.groups, label_from=args.label_from)
     sizes = image_sizes(data, data.files("train"))
     splits = [split for split in ("train", "val") if data.splits.get(split)]
     images = hold_out(data.images(native_size(sizes) or short_side(sizes), splits), args.seed)
@@ -405,7 +405,7 @@ def train(args, device, dtype):
 
 
 def evaluate(args, models, told):
-    data = load_data(args.data, seed=args.seed, union=True, groups=args.groups)
+    data = load_data(args.data, seed=args.seed, union=True, groups=args.groups, label_from=args.label_from)
     test = data.files("test")
     if told.get("files") == data.fingerprint and told["test"] != digest([row[0] for row in test]):
         fail(f"--seed {args.seed}: holds out other test images than training did, which has seen some of them; say --seed {told['seed']}")
@@ -486,6 +486,20 @@ def prepare(part, data, told):
         (part / place).mkdir(parents=True, exist_ok=True)
     if (names := data.root / "classnames.json").is_file():
         shutil.copy(names, part)
+    elif data.kind == "archive":
+        write_json(part / "classnames.json", dict(zip(data.classes, data.words)))
+
+
+def copies(data):
+    """{path: that of its copy}: the same with .png; of a CSV, whose paths may lead anywhere, SPLIT/LABEL/NUMBER-NAME.png, in order."""
+    rows = sorted(((row, split) for split, files in data.splits.items() for row in files), key=lambda r: (natural(r[0][0]), r[0][0]))
+    if data.kind != "csv":
+        return {row[0]: Path(row[0]).with_suffix(".png") for row, _ in rows}
+    if bad := [c for c in data.classes if "/" in c or c.startswith(".")]:
+        fail(f"--data {data.root}: no folder can be called like the label {bad[0]}; name it otherwise")
+    rest = "train" if "train" in data.folders else ""  # what test images without a split of their own are held out from
+    tops = {split: split if split in data.folders else rest for split in data.splits}
+    return {row[0]: Path(tops[split], data.classes[row[3]], f"{i:07}-{Path(row[0]).stem}.png") for i, (row, split) in enumerate(rows)}
 
 
 def in_batches(data, todo, size):
@@ -501,13 +515,14 @@ def enlarge(args, data, model, part, targets, todo):
 
     def decode(row):
         try:
-            pixels = np.asarray(read_rgb(data.root / row[0]))
+            pixels = np.asarray(data.picture(row[0]))
             return pixels if pixels.size > 3 else ValueError("1 x 1 px hold nothing to enlarge")
         except (ValueError, OSError, MemoryError) as error:
             return error
 
     def save(row, pixels):
         target = part / targets[row[0]]
+        target.parent.mkdir(parents=True, exist_ok=True)  # pictures may lie deeper than their class
         temporary = target.with_name(f".{target.name}")
         Image.fromarray(pixels).save(temporary, "PNG")
         os.replace(temporary, target)
@@ -539,17 +554,17 @@ def enlarge(args, data, model, part, targets, todo):
 
 
 def apply(args, models, told):
-    data = load_data(args.data, union=True)
+    data = load_data(args.data, union=True, label_from=args.label_from)
     if args.generator not in models:
         fail(f"--generator {args.generator}: {args.weights} holds no such generator, only: {', '.join(models)}")
     model = models[args.generator]
     args.size = args.size or input_size(args.model, args.data)
     to = Path(args.to or f"data/{data.name}-srgan")
     there, here = to.resolve(), data.root.resolve()
-    if there == here or there in here.parents or here in there.parents:
+    if data.kind != "csv" and (there == here or there in here.parents or here in there.parents):
         fail(f"--to {to}: is the folder of --data, or lies in it, or around it; name another one")
     rows = [row for files in data.splits.values() for row in files]
-    targets = {row[0]: Path(row[0]).with_suffix(".png") for row in rows}
+    targets = copies(data)
     if clash := [f"{a} and {b}" for (a, x), (b, y) in pairwise(sorted(targets.items(), key=lambda t: t[1])) if x == y]:
         fail(f"--data {data.root}: these would get one name: {some(clash, 3)}; rename one of each")
 
@@ -577,6 +592,8 @@ def apply(args, models, told):
         fail(f"--data {data.root}: no image can be decoded")
     if skipped and "test" not in data.folders:
         print("note: no test folder: without the skipped images other ones will be held out than of the source; remove them there too")
+    if data.groups:
+        print("note: the copy knows nothing of the column group; give --groups with it")
     if copied:
         print(f"note: {counted(copied, 'image')} of {args.size} px or more: copied as they are")
     given = {key: value for key, value in vars(args).items() if key != "began"}
@@ -597,7 +614,7 @@ def arguments():
     training = tasks.add_parser("train", help="train a generator on crops of the training images")
     applying = tasks.add_parser("apply", help="write an enlarged copy of a data set")
     evaluating = tasks.add_parser("eval", help="reduce the test images, restore them and compare")
-    add_flags(training, "data groups seed device precision out")
+    add_flags(training, "data label-from groups seed device precision out")
     save = ending(".safetensors")
     training.add_argument("--save", required=True, type=save, metavar="FILE.safetensors", help="keep both generators here")
     training.add_argument("--content", choices=("pixel", "vgg"), default="pixel", help="what the adversarial stage keeps (%(default)s)")
@@ -610,8 +627,8 @@ def arguments():
     )
     training.add_argument("--lr", type=float, default=1e-3, help="learning rate at its peak, a tenth when adversarial (%(default)s)")
     training.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left checkpoints")
-    add_flags(applying, "data device precision")
-    add_flags(evaluating, "data groups seed device precision out")
+    add_flags(applying, "data label-from device precision")
+    add_flags(evaluating, "data label-from groups seed device precision out")
     for task in (applying, evaluating):
         task.add_argument("--weights", required=True, metavar="FILE", help="what train --save wrote, or a file of --dialect")
         task.add_argument("--dialect", choices=("pytorch-gan",), help="FILE holds a generator of PyTorch-GAN (our own kind)")

@@ -19,9 +19,9 @@ GREEN, RED = "#1a7f37", "#c62828"
 NOTE = "note: probabilities from captions alone are not calibrated: no labelled image has said how far to trust them"
 
 
-def zero_shot(x, z, scale):
-    """Logits (N, C): scaled cosine similarity of image features x (N, E) and unit-length class embeddings z (C, E)."""
-    return scale * F.normalize(x, dim=1) @ z.T
+def zero_shot(x, z, scale, bias=0.0):
+    """Logits (N, C): scaled cosine similarity of image features x (N, E) and unit-length class embeddings z (C, E), and SigLIP's bias."""
+    return scale * F.normalize(x, dim=1) @ z.T + bias
 
 
 def draw_grid(file, pixels, predicted, true, title):
@@ -35,7 +35,7 @@ def draw_grid(file, pixels, predicted, true, title):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames groups seed device precision batch out")
+    add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision batch out")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
     parser.add_argument("--grid", metavar="FILE", help="draw 16 random images of the split as PNG (none)")
     parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures or folders of them instead of --data")
@@ -51,19 +51,19 @@ def main():
 
     # any pictures, any labels
     if args.images:
-        model = load_model(args.model or "ViT-B/32", args.device, args.weights, args.precision, args.act, batch=args.batch)
+        model = load_model(args.model or "ViT-B/32", args.device, args.weights, args.precision, args.act, batch=args.batch, fit=args.fit)
         z = model.embed(args.labels)
-        named = partial(name_pictures, model, args.images, lambda x: zero_shot(x, z, model.logit_scale), args.labels)
+        named = partial(name_pictures, model, args.images, lambda x: zero_shot(x, z, model.logit_scale, model.logit_bias), args.labels)
         named(table=args.csv, bom=args.bom)
         return print(NOTE)
 
     # each image takes the class whose captions lie nearest; a class needs no training images (union)
     data, model = load(args, union=True)
     z = model.classifier(data.words, data.templates, data.type)
-    splits = data.images(model.size, [args.split])
+    splits = data.images(model.view, [args.split])
     images = splits[args.split]
     x, labels = model.features(images)
-    logits = zero_shot(x, z, model.logit_scale)
+    logits = zero_shot(x, z, model.logit_scale, model.logit_bias)
     more = " ..." if len(data.templates) > 1 else ""
     print(f"{counted(len(data.templates), 'prompt')}: {data.templates[0].replace('{type}', data.type)}{more}")
     print(NOTE)

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
-from common import counted, image_sizes, load_data, load_model, pick_device, read_rgb
+from common import add_flags, counted, image_sizes, load_data, load_model, pick_device, spelled
 from linear_probe import ENOUGH, MOST, logistic_regression
 from prompts import POOL
 
@@ -89,6 +89,8 @@ def srgan(side, n):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
+    add_flags(parser, "label-from")
+    parser.add_argument("--models", nargs="*", default=[], metavar="NAME", help="exact names of the encoders that the files are called by")
     parser.add_argument("--runs", nargs="*", default=[], type=Path, metavar="FILE", help="results that make makes where they are missing")
     parser.add_argument("--stamp", type=Path, metavar="FILE", help="and where they are older than this")
     args = parser.parse_args()
@@ -97,7 +99,7 @@ def main():
     if not todo:
         return
     with redirect_stdout(None):  # the runs say the same
-        data = load_data(args.data, union=True)
+        data = load_data(args.data, union=True, label_from=args.label_from)
     n = {split: len(data.splits.get(split, ())) for split in ("train", "val", "test")}
     n["all"] = sum(n.values())
     n["held"] = n["val"] or max(1, round(HELD * n["train"]))
@@ -106,15 +108,17 @@ def main():
     print(f"{data.name}: {counted(n['all'], 'image')}, {counted(len(todo), 'run')} to do on {pick_device()[0]}, roughly:")
     rows = [row for split in data.splits.values() for row in split[:: len(split) // 32 + 1]]
     with ThreadPoolExecutor() as pool:  # a broken picture is for the runs to name
-        files = [data.root / row[0] for row in rows]
-        decoding = seconds(lambda: wait([pool.submit(lambda file: read_rgb(file).resize((224, 224)), file) for file in files]), 1)
+        files = [row[0] for row in rows]
+        decoding = seconds(lambda: wait([pool.submit(lambda file: data.picture(file).resize((224, 224)), file) for file in files]), 1)
         decoding *= n["all"] / len(rows)
     start = starting()
     jobs, spent = {}, {"the rest": (decoding + 3 * start, 0)}  # with bench/speed.py and plot.py
     restored = any("upsample" in file.parts for file in todo)
     tuning = any("finetune" in file.parts for file in args.runs)
+    names = {spelled(name): name for name in args.models}
     for file in todo:
         name = re.sub(r"-(ml|cs)-[\d.e-]+$|-frozen$", "", file.stem)
+        name = names.get(name, name)
         jobs.setdefault(name, []).append("frozen" if file.stem.endswith("-frozen") else file.parts[-3])
     jobs.pop("eval", None)  # of the SRGAN
     for name, mine in jobs.items():
@@ -126,11 +130,12 @@ def main():
             if model.has_text:  # cs too, and all on enlarged pictures
                 more += 3 * RATES * ["finetune"] + ["zero_shot", "linear_probe"]
             spent[name] = [sum(begin + each[kind] for kind in kinds) for kinds in (mine, more * (not tuning))]
-    if restored or (not tuning and any("zero_shot" in file.parts for file in args.runs)):
+    if restored or (not tuning and data.kind != "csv" and any("zero_shot" in file.parts for file in args.runs)):
         took = 3 * start + srgan(upsample.short_side(image_sizes(data, rows)) // upsample.SCALE, n)
         spent["SRGAN"] = (took, 0) if restored else (0, took)
+    wide = max(16, *map(len, spent))
     for name, (now, more) in spent.items():
-        print(f"  {name:16} {duration(now)}" + (f", with FINETUNE=1 {duration(more)} more" if more else ""))
+        print(f"  {name:{wide}} {duration(now)}" + (f", with FINETUNE=1 {duration(more)} more" if more else ""))
     total, more = (sum(column) for column in zip(*spent.values()))
     print(f"in all about {duration(total)}" + (f"; with FINETUNE=1 {duration(total + more)}" if more else ""))
 

@@ -36,7 +36,7 @@ def main():
     batch, args.batch = args.batch, None
     data, model = load(args)
     args.head = args.head or ("text" if model.has_text else "random")
-    images = hold_out(data.images(model.size), args.seed)
+    images = hold_out(data.images(model.view), args.seed)
     train, classes = images["train"], len(data.classes)
     head = finetune.first_head(args, data, model, images, {}, {})(args.seed).to(model.device)
     net = finetune.Classifier(model.visual, head, args.freeze, args.train_bn)

@@ -229,7 +229,7 @@ def main():
     if not 0 < args.margin < 1:
         parser.error(f"--margin {args.margin:g}: must lie between 0 and 1")
 
-    name = Path(args.data).absolute().name
+    name = plot.name_of(args.data)
     study = plot.Study(name, plot.load(args.results, name), plot.load_speeds(args.results / f"{name}.speed.json"))
     if not study.runs:
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make all DATA={args.data} first, or the scripts with --out")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import at_least, ending, load_data, load_model, progress, read_json, spelled, write_json
+from common import add_flags, at_least, ending, load_data, load_model, progress, read_json, spelled, write_json
 
 ROUNDS = 7
 
@@ -31,18 +31,19 @@ def measured(file, key, models):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="toy", help="(%(default)s)")
+    add_flags(parser, "label-from fit")
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--batch", type=at_least(1), help="images at a time (that of each model)")
     parser.add_argument("--out", type=ending(".json"), required=True, metavar="FILE.json")
     args = parser.parse_args()
 
-    data = load_data(args.data, union=True)
+    data = load_data(args.data, union=True, label_from=args.label_from)
     if measured(args.out, data.fingerprint, args.models):
         return print(f"{args.out}: speeds are measured already")
     running = {}
     for name in args.models:
         try:
-            model = load_model(name)
+            model = load_model(name, fit=args.fit)
         except SystemExit:  # it has said why; the others are measured all the same
             continue
         x = data.images(model.size, ["test"])["test"][: args.batch or model.batch]

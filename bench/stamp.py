@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import FORMAT, digest, load_data, write_json
+from common import FORMAT, add_flags, digest, load_data, write_json
 
 
 def depends(data, settings):
@@ -41,10 +41,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--stamp", required=True, type=Path, metavar="FILE", help="what every result depends on is kept here")
+    add_flags(parser, "label-from")
     parser.add_argument("--settings", default="", metavar="TEXT", help="those of the Makefile")
     args = parser.parse_args()
 
-    data = load_data(args.data, union=True)
+    data = load_data(args.data, union=True, label_from=args.label_from)
     now, first = depends(data, args.settings), not args.stamp.is_file()
     before = {} if first else read(args.stamp)
     if before == now:

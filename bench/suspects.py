@@ -102,7 +102,7 @@ def main():
         data = load_data(name if name == "toy" else f"{os.environ['REAL_DATA']}/{name}")
         model = load_model(encoder, "cpu", features="penultimate")
         with contextlib.redirect_stdout(None):
-            images = {split: part.take(slice(None, None, step)) for split, part in data.images(model.size).items()}
+            images = {split: part.take(slice(None, None, step)) for split, part in data.images(model.view).items()}
         x = {split: model.features(part)[0] for split, part in images.items()}
         true = torch.cat([part.labels for part in images.values()])
         for rate in RATES:

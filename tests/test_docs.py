@@ -43,9 +43,16 @@ NEEDS_MORE = {  # commands that the tests do not run, and what they need; a scri
     'python zero_shot.py --data ~/pictures/birds --model ViT-B/32 --prompts "a photo of a {}, a type of bird."': CLIP,
     "python zero_shot.py --data fruits360 --model ViT-B/32 --weights best.safetensors": CLIP,
     "python finetune.py --data fruits360 --model ViT-B/32 --method cs --save best.safetensors": CLIP,
+    "python zero_shot.py --data torchvision:CIFAR10 --model ViT-B/32": NETWORK,
     "python finetune.py --load best.safetensors --predict a.jpg b.jpg": "what the command before it saves",
     "python finetune.py --data fruits360 --model mobilenet_v2 --head head.safetensors": HOURS,
     "python upsample.py train --data fruits360 --save sr.safetensors --blocks 8 --width 32 --epochs 6 --adversarial 3": HOURS,
+    "python linear_probe.py --load head.safetensors --predict path/to/pictures": "what the command before it saves",
+    "pip install open_clip_torch transformers": NETWORK,
+    "pip install timm": NETWORK,
+    "python linear_probe.py --data pictures --model timm:vit_small_patch14_dinov2.lvd142m": NETWORK,
+    "python zero_shot.py --data pictures --model open_clip:ViT-B-16-SigLIP2/webli": NETWORK,
+    "python zero_shot.py --data pictures --model open_clip:ViT-B-32-quickgelu --weights open_clip_model.safetensors": "weights of CLIP",
     "python bench/same.py before/results results": "results of before",
     "python bench/finetune.py": MINUTES,
     "python bench/pipeline.py": MINUTES,
@@ -105,6 +112,13 @@ def made(tiny, tmp_path_factory):
     toy.write_data(folder / "data/toy", toy.TOY[:4], train=12, test=8)
     for name in ("fruits360", "pictures", "birds", "sports"):
         (folder / "data" / name).symlink_to(folder / "data/toy")
+    files = sorted((folder / "data/toy").rglob("*.jpg"))
+    rows = [f"{f.relative_to(folder / 'data')},{f.parent.name},{f.parent.parent.name}" for f in files]
+    (folder / "data/fruits.csv").write_text("\n".join(["path,label,split", *rows]), encoding="utf-8")
+    shutil.make_archive(folder / "data/fruits", "zip", folder / "data/toy")
+    (folder / "data/flat").mkdir()
+    for f in files:
+        shutil.copy(f, folder / "data/flat" / f"{f.parent.name.replace(' ', '_')}_{f.name}")
     shutil.copytree(tiny / "weights", folder / "weights")
     (folder / "torch/hub/checkpoints").mkdir(parents=True)
     torch.manual_seed(0)

@@ -66,7 +66,8 @@ def test_what_a_reader_says_to_make_reaches_the_commands(tmp_path):
     # the SRGAN alone: trained, applied and measured, then zero-shot and a probe on what it enlarged
     enlarged = plan(tmp_path, "DATA=birds", "CLIP=ViT-B/32 RN101", "UPSAMPLED=ViT-B/32")
     assert [c.split()[1] for c in enlarged if "srgan" in c] == ["upsample.py"] * 2 + ["zero_shot.py", "linear_probe.py", "upsample.py"]
-    assert all("ViT-B-32" in c for c in enlarged if "--data birds-srgan" in c) and not any("ViT-B/32" in c for c in enlarged)
+    files = [word for c in enlarged for word in c.split() if word.startswith("results/")]
+    assert all("/ViT-B-32." in c for c in enlarged if "--data birds-srgan" in c) and not any("ViT-B/32" in file for file in files)
     for command in plan(tmp_path, *BIRDS, "FINETUNE=1", "GROUPS=patient(\\d+)", goal="all"):
         words = shlex.split(command)  # as a shell would, that each can be pasted into
         assert not re.search("[$`]", command) and ("--groups" not in words or words[words.index("--groups") + 1] == "patient(\\d+)")
@@ -82,6 +83,87 @@ def test_the_rate_and_the_probe_are_taken_from_the_name_of_a_result(tmp_path):
         assert f"--model {model} --method ml --head {probe}.safetensors --lr {rate} " in second
         cs = plan(tmp_path, *args, goal=f"{result}-cs-{rate}.json")
         assert len(cs) == 2 and f"--data {folder} --model {model} --method cs --lr {rate} " in cs[1]
+
+
+MIXTURE = "ViT-B/32 open_clip:ViT-B-16-SigLIP2/webli timm:vit_small_patch14_dinov2.lvd142m resnet101 /some/mine.py:small"
+CAPTIONED = ["ViT-B/32", "open_clip:ViT-B-16-SigLIP2/webli"]
+
+
+def said(command, flag):
+    """What a command says after a flag."""
+    words = shlex.split(command)
+    return words[words.index(flag) + 1]
+
+
+def test_one_list_of_encoders_is_parted_by_what_has_captions_and_each_run_is_told_its_exact_name(tmp_path):
+    frozen = plan(tmp_path, "DATA=birds", f"MODELS={MIXTURE}")
+    for script in ("zero_shot", "prompts", "linear_probe", "few_shot"):
+        commands = [c for c in frozen if c.split()[1] == f"{script}.py"]
+        assert [said(c, "--model") for c in commands] == (CAPTIONED if script in ("zero_shot", "prompts") else MIXTURE.split()), script
+    tuned = plan(tmp_path, "DATA=birds", f"MODELS={MIXTURE}", "FINETUNE=1", "RATES=1e-5", "UPSAMPLED=ViT-B/32")
+    for command in [c for c in tuned if "--model" in c]:
+        name = said(command, "--model")
+        out = said(command, "--out").partition("/birds")[2].partition("/")[2]
+        assert re.fullmatch(re.sub("[/@:]", "-", name) + r"(-ml-1e-5|-cs-1e-5|-frozen)?\.json", out), (
+            command
+        )  # spelled as common.spelled does
+        assert not re.search("[/@:]", out)
+    heads = [said(c, "--head") for c in tuned if "--method ml" in c]
+    assert heads[1] == "results/linear_probe/birds/open_clip-ViT-B-16-SigLIP2-webli.safetensors" and len(heads) == 5 + 1
+    assert [said(c, "--model") for c in tuned if "--method cs" in c] == [*CAPTIONED, "ViT-B/32"]
+
+
+def test_results_are_out_of_date_when_the_file_of_their_encoder_has_changed_and_no_others(tmp_path):
+    (tmp_path / "mine.py").touch()
+    args = "DATA=birds", "MODELS=mine.py:a mobilenet_v2", "FINETUNE=1"
+    outs = [said(c, "--out") for c in plan(tmp_path, *args) if "--out" in c]
+    for i, file in enumerate(["results/birds.fingerprint", "mine.py", *outs]):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+        os.utime(tmp_path / file, (1000 + i, 1000 + i))
+    assert plan(tmp_path, *args) == []
+    os.utime(tmp_path / "mine.py", (5000, 5000))
+    again = plan(tmp_path, *args)
+    assert [said(c, "--out") for c in again] == [out for out in outs if "mine.py-a" in out] and len(again) == 2 + 2 + 1
+
+
+def test_a_list_of_encoders_is_added_to_clip_and_imagenet_and_nothing_else_is_run(tmp_path):
+    def models(*args):
+        commands = plan(tmp_path, "DATA=birds", *args)
+        return [[said(c, "--model") for c in commands if f"{script}.py" in c] for script in ("zero_shot", "linear_probe")]
+
+    assert models("MODELS=mobilenet_v2") == [[], ["mobilenet_v2"]]
+    assert models("MODELS=RN50x16 resnet50 toy-imagenet toy-RN", "IMAGENET=") == [
+        ["RN50x16", "toy-RN"],
+        ["RN50x16", "toy-RN", "resnet50", "toy-imagenet"],
+    ]
+    # a file that has captions, and one that is said twice
+    both = models("MODELS=mine.py:a mine.py:b RN101", "CLIP=mine.py:a RN101", "IMAGENET=mine.py:b")
+    assert both == [["mine.py:a", "RN101"], ["mine.py:a", "RN101", "mine.py:b"]]
+    last = plan(tmp_path, "DATA=toy", "MODELS=toy-ViT mine.py:a", goal="all")
+    assert any("bench/speed.py" in c and "--models toy-ViT mine.py:a --out" in c for c in last)
+
+
+@pytest.mark.parametrize(
+    "data, name",
+    [("some/photos.csv", "photos"), ("a.b.zip", "a.b"), ("/x/my.tar", "my"), ("torchvision:CIFAR10", "CIFAR10"), ("x.csv/", "x.csv")],
+)
+def test_results_are_called_by_the_stem_of_the_data(data, name, tmp_path):
+    commands = plan(tmp_path, f"DATA={data}", "MODELS=RN50 mobilenet_v2", "FINETUNE=1", goal="all")
+    commands += plan(tmp_path, f"DATA={data}", "MODELS=RN50 mobilenet_v2", "FINETUNE=1")
+    reading = [c for c in commands if "--data" in c and "plot.py" not in c and f"--data {name}-srgan" not in c]
+    assert all(said(c, "--data") == data for c in reading) and f"plot.py --data {name} " in " ".join(commands)
+    assert all(f"/{name}/" in said(c, "--out") for c in reading if "results/" in c and "bench" not in c and "srgan" not in c)
+    assert any("srgan" in c for c in commands) == (data != "some/photos.csv")  # whose copies have other names
+
+
+def test_fit_and_label_from_reach_all_that_reads_the_data_and_the_stamp(tmp_path):
+    args = *BIRDS, "FIT=pad", "LABEL_FROM=^([a-z]+)_", "FINETUNE=1"
+    commands = plan(tmp_path, *args, goal="all") + plan(tmp_path, *args)
+    assert all(said(c, "--label-from") == "^([a-z]+)_" for c in commands if "plot.py" not in c)
+    assert all(said(c, "--fit") == "pad" for c in commands if "--model" in c and "estimate" not in c)
+    assert any("LABEL_FROM=^([a-z]+)_ FIT=pad'" in c for c in commands if "stamp.py" in c)
+    assert said(plan(tmp_path, *BIRDS)[0], "--settings") == "TUNE= SRGAN= GROUPS="  # who says neither has nothing made anew
 
 
 @pytest.mark.parametrize("data", ["my data", "/some/my data"])

@@ -348,21 +348,27 @@ def odd(folder, models, shots=("1", "4", "32"), clips=(), speeds=None, everythin
     for i, model in enumerate(models):
         wrong = range(10 + 8 * i)
         probe = {"near_copies": 0, "test_without_near_copies": 0.5, "confusions": [], "calibration": SURE}
-        write(folder, "linear_probe", model, probe, model, wrong, over=over)
+        name = re.sub("[/@:]", "-", model)
+        write(folder, "linear_probe", name, probe, model, wrong, over=over)
         if model in clips:
-            write(folder, "zero_shot", model, {"top1": 0.5, "confusions": []}, model, wrong, over={**over, "labels_used": 0})
+            write(folder, "zero_shot", name, {"top1": 0.5, "confusions": []}, model, wrong, over={**over, "labels_used": 0})
         if shots:
             zero = {"zero_shot": 0.5, "zero_shot_ci95": [0.4, 0.6]} if model in clips else {}
             table = {k: {"mean": 1 - len(wrong) / N, "std": 0.02} for k in shots}
             few = {"labels": {k: min(4 * int(k), everything) for k in shots}, "methods": ["linear"], "linear": table, **zero}
             right = np.ones((len(shots), 1, 2, N), np.uint8)
             right[..., list(wrong)] = 0
-            write(folder, "few_shot", model, few, model, over=over, arrays={"right": right})
+            write(folder, "few_shot", name, few, model, over=over, arrays={"right": right})
     if speeds:
         (folder / "woods.speed.json").write_text(json.dumps({"images_per_second": dict(zip(models, speeds))}))
 
 
 NINE = [f"a-model-with-number-{i}" for i in range(9)]
+TWELVE = [
+    *("ViT-B/32", "ViT-L/14@336px", "open_clip:ViT-B-16-SigLIP2/webli", "open_clip:ViT-SO400M-14-SigLIP2-378/webli"),
+    *("open_clip:convnext_base_w/laion2b_s13b_b82k_augreg", "timm:vit_small_patch14_dinov2.lvd142m", "resnet101", "mine.py:small"),
+    *("timm:eva02_base_patch14_448.mim_in22k_ft_in22k_in1k", "timm:convnextv2_base.fcmae_ft_in22k_in1k", "RN101", "efficientnet_b7"),
+]
 
 
 @pytest.mark.parametrize(
@@ -385,8 +391,15 @@ NINE = [f"a-model-with-number-{i}" for i in range(9)]
             "speeds": range(70, 150, 9),
             "everything": 4000,
         },
+        {
+            "models": TWELVE,
+            "shots": ("1", "2", "4", "8", "16", "32", "64"),
+            "clips": TWELVE[:5],
+            "speeds": range(20, 1000, 80),
+            "everything": 4000,
+        },
     ],
-    ids=["one encoder", "k=1", "no few_shot", "all alone", "four encoders, many k", "nine encoders"],
+    ids=["one encoder", "k=1", "no few_shot", "all alone", "four encoders, many k", "nine encoders", "twelve of long names"],
 )
 def test_figures_of_odd_studies_can_be_read(kwargs, tmp_path):
     odd(tmp_path, **kwargs)
@@ -462,9 +475,35 @@ def test_names_are_whole_however_long(woods):
     assert "".join(rows[0]["template"].split()) in seen
 
 
-def test_nine_encoders_have_nine_colours_and_none_is_that_of_chance():
+def test_long_names_of_encoders_are_broken_where_they_have_parts():
+    assert plot.called("ViT-L/14@336px", 30) == "ViT-L/14@336px"
+    assert plot.called(TWELVE[2], 30) == "open_clip:ViT-B-16-SigLIP2/\nwebli"
+    assert all(plot.called(model, 16).replace("\n", "") == model for model in TWELVE)
+
+
+def test_results_are_found_by_whatever_names_the_data():
+    for data in ("woods", "/some/woods/", "some/woods.csv", "woods.zip", "../woods.tar", "torchvision:woods"):
+        assert plot.name_of(data) == "woods"
+
+
+def test_twelve_encoders_have_twelve_colours_and_none_is_that_of_chance():
     shades = [np.array(to_rgb(colour)) for colour in (*plot.COLOURS, plot.GREY, "black")]
-    assert len(shades) == 11 and min(np.abs(a - b).max() for i, a in enumerate(shades) for b in shades[:i]) > 0.2
+    assert len(shades) == 14 and min(np.abs(a - b).max() for i, a in enumerate(shades) for b in shades[:i]) > 0.2
+
+
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]  # Machado et al. 2009
+DEUTAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+
+
+@pytest.mark.parametrize("cones, least", [(np.eye(3), 26), (PROTAN, 20), (DEUTAN, 17)], ids=["all cones", "no red ones", "no green ones"])
+def test_the_colours_differ_for_people_who_lack_cones(cones, least):
+    rgb = np.array([to_rgb(colour) for colour in plot.COLOURS])
+    light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(cones)
+    xyz = light.clip(0, 1) @ np.transpose([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    f = np.cbrt(xyz / [0.9505, 1, 1.089])
+    x, y, z = np.where(f**3 > 0.008856, f, 7.787 * f**3 + 16 / 116).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+    assert least < min(np.linalg.norm(a - b) for i, a in enumerate(lab) for b in lab[:i]) < least + 1
 
 
 @pytest.mark.parametrize(
@@ -478,6 +517,7 @@ def test_nine_encoders_have_nine_colours_and_none_is_that_of_chance():
         ({"model": {"name": "m-clip", "sha256": "other"}}, "of different weights of m-clip"),
         ({"args": {"seed": 1}}, "of different seeds"),
         ({"args": {"seed": 0, "groups": "p1"}}, "of different --groups"),
+        ({"args": {"seed": 0, "fit": "pad"}}, "of different --fit of m-clip"),
         (
             {"environment": {"torch": "2", "torchvision": "0", "device": "cpu", "precision": "bfloat16"}},
             "of different devices or precisions",
