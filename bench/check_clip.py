@@ -5,7 +5,8 @@
 Each figure is measured by zero_shot.py, as anybody would, with the 18 templates in bench/cifar.txt: those for CIFAR-10, and for CIFAR-100,
 in data/prompts.md of github.com/openai/CLIP, which clip_benchmark takes too (en_zeroshot_classification_templates.json). The figures are
 those of docs/openclip_results.csv of github.com/mlfoundations/open_clip, in the rows "RN50-quickgelu,openai", "ViT-B-32-quickgelu,openai"
-and "ViT-B-16-SigLIP,webli". Of SigLIP 2 no such figure was found: SigLIP, which is loaded in the same way, stands for it.
+and "ViT-B-16-SigLIP,webli". Of SigLIP 2 no such figure was found: it is measured and shown, and SigLIP, which is loaded in the same way,
+stands for it.
 
 The tolerance: of ViT-B/32, benchmark/benchmark.csv of github.com/LAION-AI/CLIP_benchmark says .8982 and .6453 where open_clip says .8983
 and .6423: two programs differ in arithmetic of 16 bits, in resizing, in the spelling of classes ("aquarium_fish"). About three times the
@@ -29,6 +30,8 @@ PUBLISHED = {  # (encoder, data): share of the 10,000 test images named right
     ("RN50", "torchvision:CIFAR100"): 0.4030,
     ("open_clip:ViT-B-16-SigLIP/webli", "torchvision:CIFAR10"): 0.9234,
     ("open_clip:ViT-B-16-SigLIP/webli", "torchvision:CIFAR100"): 0.7223,
+    ("open_clip:ViT-B-16-SigLIP2/webli", "torchvision:CIFAR10"): None,
+    ("open_clip:ViT-B-16-SigLIP2/webli", "torchvision:CIFAR100"): None,
 }
 
 
@@ -53,13 +56,14 @@ def main():
             raise SystemExit(2)
         if i == 0:
             print(f"{'encoder':34} {'data':22} measured  published  difference")
-        gap = measured - published
-        failed += abs(gap) > TOLERANCE
-        print(
-            f"{model:34} {data:22} {measured:8.4f}  {published:9.4f}  {gap:+10.4f}  {'FAIL' if abs(gap) > TOLERANCE else 'pass'}",
-            flush=True,
-        )
-    print(f"{len(PUBLISHED) - failed} of {len(PUBLISHED)} within {TOLERANCE:g}")
+        if published is None:
+            print(f"{model:34} {data:22} {measured:8.4f}  none found", flush=True)
+            continue
+        gap, word = measured - published, "pass" if abs(measured - published) <= TOLERANCE else "FAIL"
+        failed += word == "FAIL"
+        print(f"{model:34} {data:22} {measured:8.4f}  {published:9.4f}  {gap:+10.4f}  {word}", flush=True)
+    known = sum(published is not None for published in PUBLISHED.values())
+    print(f"{known - failed} of {known} within {TOLERANCE:g}")
     raise SystemExit(1 if failed else 0)
 
 
