@@ -71,6 +71,7 @@ import tarfile
 import textwrap
 import threading
 import time
+import traceback
 import warnings
 import zipfile
 import zlib
@@ -153,13 +154,9 @@ FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a re
 
 def fail(message):
     """Print one line and end with exit code 2: what every script does with input it cannot use."""
-    print(f"{Path(sys.argv[0]).name}: {_plain(message)}", file=sys.stderr)
+    plain = re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], str(message))  # a name of a file may hold control characters
+    print(f"{Path(sys.argv[0]).name}: {plain}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _plain(text):
-    """Text whose control characters, as a name of a file may hold, are written out."""
-    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], str(text))
 
 
 _MINE = f".{re.sub('[^A-Za-z0-9]', '', platform.node())}-"  # names of temporary files; another machine may share the folder
@@ -253,16 +250,9 @@ def read_json(path):
 
 def write_json(path, value):
     """JSON, whole or not at all; numbers that are not finite, which JSON has not, become null."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(v) for key, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
+    value = json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def file_sha256(path):
@@ -562,10 +552,8 @@ def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None
             fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test {source.part}")
         splits["train"] = [row for row, held in zip(rows, mask) if not held]
         splits["test"] = [row for row, held in zip(rows, mask) if held]
-        what = "groups" if named else "files"
-        print(
-            f"note: no test {source.part}: a run of neighbouring {what} of each class is the test split, {mask.sum()} images, seed {seed}"
-        )
+        what = "neighbouring groups" if named else "neighbouring files"
+        print(f"note: no test {source.part}: a run of {what} of each class is the test split, {mask.sum()} images, seed {seed}")
 
     # what prompts call the classes, and whether upsample.py has made all this
     if type is None:
@@ -880,6 +868,8 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     if features == "projected" and name not in CLIP and not _encoder_file(name):
         fail(f"--features projected: only CLIP projects; {name} has --features penultimate")
     device, dtype = pick_device(device, precision)
+    if weights and not Path(weights).is_file():
+        fail(f"--weights {weights}: no such file")
     if _encoder_file(name):
         encoder, sha256, code, about = _load_file(name, weights, act)
     else:
@@ -1425,7 +1415,13 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
 
     # from the start, or from where the run was interrupted; the history is the position
     if saved := read_checkpoint(checkpoint, about):
-        history, best = _resume(saved, net, optimizer, scaler, model.device)
+        net.load_state_dict(saved["state"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["random"][0])
+        for state in saved["random"][1:]:  # of a GPU
+            torch.cuda.set_rng_state(state, model.device)
+        history, best = saved["history"], saved["best"]
         print(f"goes on from {checkpoint}, step {history[-1]['step']:,} of {steps:,}")
     else:
         net.eval()
@@ -1480,31 +1476,16 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
             history.append(row | {"seconds": spent + time.time() - started, "busy": busy})
             bar.set_postfix_str(f"loss {mean_loss:.3f}, val {val:.3f}")
             if checkpoint:
-                saved = {"about": about, "state": state, "best": best, "history": history, "random": _random_state(model.device)}
+                random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(model.device)] if model.device.type == "cuda" else [])]
+                saved = {"about": about, "state": state, "best": best, "history": history, "random": random}
                 save_tensors(saved | {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, checkpoint)
     net.eval()
     return history, best
 
 
-def _resume(saved, net, optimizer, scaler, device):
-    """(history, best) of a checkpoint, with all else put back where it was."""
-    net.load_state_dict(saved["state"], strict=False)
-    optimizer.load_state_dict(saved["optimizer"])
-    scaler.load_state_dict(saved["scaler"])
-    torch.set_rng_state(saved["random"][0])
-    for state in saved["random"][1:]:
-        torch.cuda.set_rng_state(state, device)
-    return saved["history"], saved["best"]
-
-
 def _learning_rate(done):
     """The share of its peak after a share of all steps: a straight rise, then half a cosine."""
     return done / _WARMUP if done < _WARMUP else (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))) / 2
-
-
-def _random_state(device):
-    """The states of torch's random numbers, on the CPU and on a GPU."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
 # ---- saved weights, and pictures to name ----------------------------------------------------------------------------
@@ -1513,10 +1494,9 @@ def _random_state(device):
 def save_weights(path, tensors, about):
     """Write {name: tensor} as .safetensors, with `about`, a dict that JSON can hold: what they are and were made with."""
     about = json.dumps({"format": FORMAT, **about})  # one string, because several would be written in any order
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        temporary.write_bytes(
-            save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, {"about": about})
-        )
+        temporary.write_bytes(save(tensors, {"about": about}))
 
 
 def about(data, model, images, seed):
@@ -1653,11 +1633,9 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
         more = [f"{what}{i}" for i in range(2, 6) for what in ("label", "probability")]
         lines.writerow(["path", "label", "probability", *more, "set", "error"])
         for path, p, reason in rows:
-            cells, within = [], []
-            if p is not None:
-                high, order = (t.tolist() for t in p.sort(descending=True, stable=True))
-                cells = [cell for i, q in zip(order[:5], high) for cell in (labels[i], f"{q:.6f}")]
-                within = [labels[i] for i, q in zip(order, high) if "lac" in calibration and 1 - q <= calibration["lac"]]
+            high, order = ([], []) if p is None else (t.tolist() for t in p.sort(descending=True, stable=True))
+            cells = [cell for i, q in zip(order[:5], high) for cell in (labels[i], f"{q:.6f}")]
+            within = [labels[i] for i, q in zip(order, high) if "lac" in calibration and 1 - q <= calibration["lac"]]
             lines.writerow([path, *cells, *[""] * (10 - len(cells)), " | ".join(within), reason])
             unreadable += p is None
     print(f"{counted(len(paths), 'picture')}, {unreadable:,} unreadable: {table}")
@@ -1791,12 +1769,10 @@ def _class_words(root, classes, classnames=None, given=None):
     if classnames or path.is_file():
         given = read_json(path)
     given = {} if given is None else given
-    if given != {}:
-        if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
-            fail(f"{path}: must be a JSON object that maps folder names to words")
-        unknown = sorted(set(given) - set(classes))
-        if unknown:
-            print(f"note: {path} names {counted(len(unknown), 'class')} that the data lacks: {some(unknown)}")
+    if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
+        fail(f"{path}: must be a JSON object that maps folder names to words")
+    if unknown := sorted(set(given) - set(classes)):
+        print(f"note: {path} names {counted(len(unknown), 'class')} that the data lacks: {some(unknown)}")
     words = [given.get(c, " ".join(re.sub("[_-]", " ", c).split())) for c in classes]
     for text in sorted(w for w, n in Counter(words).items() if n > 1):
         same = [c for c, w in zip(classes, words) if w == text]
@@ -1965,10 +1941,8 @@ def _from_archive(path, label_from):
             raise ValueError(f"damaged in {path.name}")
         return data
 
-    key = [whole.st_size, whole.st_mtime_ns]
-    source = _from_tree(
-        "archive", path.stem, path, lambda name: Image.open(io.BytesIO(read(name))), _Folder(path, (), top), label_from, key
-    )
+    tree = _Folder(path, (), top), label_from, [whole.st_size, whole.st_mtime_ns]
+    source = _from_tree("archive", path.stem, path, lambda name: Image.open(io.BytesIO(read(name))), *tree)
     if "classnames.json" in files:
         try:
             source.words = json.loads(read("classnames.json").decode("utf-8-sig"))
@@ -2049,19 +2023,15 @@ def _from_csv(file):
             wrong(line, f"several labels, {label}; each picture must have one, several are out of scope")
         if "split" in row and (split := _SPLITS.get(row["split"].lower())) is None:
             wrong(line, f"split {row['split']} is none of {', '.join(_SPLITS)}")
-        before, told = seen.get(os.path.normpath(path)), (label, split, row.get("group"))
-        if before and before[1][0] != label:
-            wrong(
-                line, f"{path} is {label}, in line {before[0]} {before[1][0]}; each picture must have one label, several are out of scope"
-            )
-        if before and before[1] != told:
-            wrong(
-                line, f"{path} has another {'split' if before[1][1] != split else 'group'} than in line {before[0]}; take one of them away"
-            )
-        if before:
+        told = (label, split, row.get("group"))
+        at, before = seen.setdefault(os.path.normpath(path), (line, told))
+        if before[0] != label:
+            wrong(line, f"{path} is {label}, in line {at} {before[0]}; each picture must have one label, several are out of scope")
+        if before != told:
+            wrong(line, f"{path} has another {'split' if before[1] != split else 'group'} than in line {at}; take one of them away")
+        if at != line:
             again.append(line)
             continue
-        seen[os.path.normpath(path)] = line, told
         try:
             path = os.fsdecode(path.encode())  # a name to open it by, in any locale
             place = os.stat(root / path)
@@ -2180,15 +2150,11 @@ def _torchvision_labels(part):
 # ---- captions -----------------------------------------------------------------------------------------------------
 
 
-def _default_templates(type=""):
-    return ["a photo of a {}, a type of {type}." if type else "a photo of a {}."]
-
-
 def read_templates(prompts, type=""):
     """--prompts as (templates, how many labelled images chose them): templates themselves, one JSON or text file of them,
     or what prompts.py wrote; nothing gives the default template."""
     if not prompts:
-        return _default_templates(type), 0
+        return ["a photo of a {}, a type of {type}." if type else "a photo of a {}."], 0
     labels_used = 0
     if len(prompts) == 1 and "{}" not in prompts[0]:
         prompts, labels_used = _read_template_file(Path(prompts[0]))
@@ -2204,14 +2170,12 @@ def _read_template_file(path):
     if not path.is_file():
         fail(f"prompts '{path}': neither a template with {{}} nor a file")
     try:
-        found = (
-            read_json(path)
-            if path.suffix == ".json"
-            else [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        )
+        found = read_json(path) if path.suffix == ".json" else path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         fail(f"prompts {path}: not a text file: {why(error)}")
     labels_used = 0
+    if path.suffix != ".json":
+        found = [line for line in found if line.strip()]
     if isinstance(found, dict) and found.get("script") == "prompts":
         labels_used = found.get("labels_used", 0)
         print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {found.get('data', {}).get('name')}: not zero-shot")
@@ -2557,29 +2521,28 @@ def find_copies(test, train, device="cpu", block=_BLOCK):
     return sorted(found, key=lambda pair: pair["test"])
 
 
-def _clusters(images, device="cpu", block=_BLOCK):
+def _clusters(images, block=_BLOCK):
     """int64 (N,): images of one class that are copies of each other, directly or by way of others, share a number.
 
     For intervals that draw clusters anew instead of images that are not independent. Where `images.groups` names a group
     for an image, that and its class are the cluster. Numbers are positions of a member.
     """
     ids, labels = np.arange(len(images.rows)), images.labels.numpy()
-    even, odd = (torch.cat(part) for part in zip(*(_marks(x) for _, x in _thumbnail_blocks(images, device, block))))
+    even, odd = (torch.cat(part) for part in zip(*(_marks(x) for _, x in _thumbnail_blocks(images, "cpu", block))))
     for members in np.split(np.argsort(labels, kind="stable"), np.flatnonzero(np.diff(np.sort(labels))) + 1):
         group = np.arange(len(members))
-        mine = torch.from_numpy(members).to(even.device)
+        mine = torch.from_numpy(members)
         for first in range(0, len(members) if len(members) > 1 else 0, block):
             for start in range(first, len(members), block):  # pairs before these have been seen
                 pair = [(even[rows], odd[rows]) for rows in (mine[first : first + block], mine[start : start + block])]
-                linked = (_similarity(*pair)[0] > _COPY).cpu().numpy()
+                linked = (_similarity(*pair)[0] > _COPY).numpy()
                 for i in np.flatnonzero(linked.any(1)):
                     joined = np.unique(group[[first + i, *(start + np.flatnonzero(linked[i]))]])
                     if len(joined) > 1:
                         group[np.isin(group, joined)] = joined[0]
         ids[members] = members[group]
-    names = images.groups or [None] * len(ids)
     seen = {}
-    for i, name in enumerate(names):
+    for i, name in enumerate(images.groups or ()):
         if name is not None:
             ids[i] = len(ids) + seen.setdefault((labels[i], name), i)
     return torch.from_numpy(ids)
@@ -2681,8 +2644,6 @@ def _make_toy():
 def _weights_file(name, weights=None):
     """The file that holds the weights of `name`: as given, or found, or downloaded."""
     if weights:
-        if not Path(weights).is_file():
-            fail(f"--weights {weights}: no such file")
         return Path(weights)
     if name.startswith("toy-"):
         path = Path("weights") / f"{name}.pt"
@@ -2698,45 +2659,23 @@ def _weights_file(name, weights=None):
             print(f"note: {path} is not OpenAI's file by its SHA-256, perhaps half-downloaded, and is passed over")
         repo, file = CLIP[name][0], "open_clip_model.safetensors"
         url, put = f"https://huggingface.co/{repo}/resolve/main/{file}", f"pass it as --weights {file} --act quickgelu"
-        try:
-            from huggingface_hub import hf_hub_download, logging  # here, because few runs get this far
-
-            logging.set_verbosity_error()  # it announces each of its retries
-            return Path(hf_hub_download(repo, file))
-        except Exception as error:
-            reason = error
     else:
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
         put = f"put it at {path}"
         if path.exists():
             return path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2])  # names end in their hash
-            return path
-        except Exception as error:
-            reason = error
-    fail(f"{name}: its weights cannot be downloaded ({type(reason).__name__}); fetch {url} elsewhere and {put}")
-
-
-def _clip_network(state, path, shape):
-    """clip.model.CLIP in float32 from a state dict, whose visual half must have the `shape`, as in CLIP."""
-    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     try:
-        net = build_model(dict(state)).float()
-        net.load_state_dict(state)  # once more, because build_model rounds through float16
-    except (KeyError, RuntimeError, AssertionError, IndexError) as error:
-        fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
-    v = net.visual
-    resnet = isinstance(v, ModifiedResNet)
-    layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4)) if resnet else v.transformer.layers
-    width = state["visual.layer1.0.conv1.weight"].shape[0] if resnet else v.transformer.width
-    found = (net.text_projection.shape[1], v.input_resolution, layers, width, None if resnet else v.conv1.kernel_size[0])
-    if shape != found:
-        name = next((n for n, (_, s) in CLIP.items() if s == found), f"shape {found}")
-        fail(f"--weights {path}: holds another network: {name}; give the matching --model")
-    return net
+        if name in CLIP:
+            from huggingface_hub import hf_hub_download, logging  # here, because few runs get this far
+
+            logging.set_verbosity_error()  # it announces each of its retries
+            return Path(hf_hub_download(repo, file))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2])  # names end in their hash
+        return path
+    except Exception as error:
+        fail(f"{name}: its weights cannot be downloaded ({type(error).__name__}); fetch {url} elsewhere and {put}")
 
 
 def _clip_tokens(captions):
@@ -2757,25 +2696,40 @@ def note_cut(captions, lengths, most):
 
 
 def _load_clip(name, path, state, act, known):
-    """Encoder of one of OpenAI's CLIP models, or of a toy; fails where a file of others does not say its activation."""
+    """Encoder of one of OpenAI's CLIP models, or of a toy, in float32; fails where a file of others does not say its activation."""
     if not known and act is None:
         fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
-    net = _clip_network(state, path, CLIP[name][1])
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    try:
+        net = build_model(dict(state)).float()
+        net.load_state_dict(state)  # once more, because build_model rounds through float16
+    except (KeyError, RuntimeError, AssertionError, IndexError) as error:
+        fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
+
+    # whether that is the network of this name
+    v, width = net.visual, net.text_projection.shape[1]
+    if resnet := isinstance(v, ModifiedResNet):
+        layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4))
+        found = (width, v.input_resolution, layers, state["visual.layer1.0.conv1.weight"].shape[0], None)
+    else:
+        found = (width, v.input_resolution, v.transformer.layers, v.transformer.width, v.conv1.kernel_size[0])
+    if CLIP[name][1] != found:
+        other = next((n for n, (_, shape) in CLIP.items() if shape == found), f"shape {found}")
+        fail(f"--weights {path}: holds another network: {other}; give the matching --model")
     if act == "gelu":
         for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
             block.gelu = nn.GELU()
-    projection = "attnpool.c_proj" if isinstance(net.visual, ModifiedResNet) else "proj"
-    seen = net.visual, net.visual.input_resolution, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std, net.text_projection.shape[1]
+    projection = "attnpool.c_proj" if resnet else "proj"
+    seen = v, v.input_resolution, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std, width
     return Encoder(*seen, net.encode_text, _clip_tokens, net.logit_scale, 0.0, net, projection, act or "")
 
 
 def _load_torchvision(name, path, state, act):
     """Encoder of a torchvision classifier or of toy-imagenet, without the last layer."""
     try:
-        visual, size, width, mean, std = _imagenet_network(name, state)
+        return Encoder(*_imagenet_network(name, state), act=act or "")
     except (RuntimeError, KeyError, ValueError) as error:
         fail(f"--weights {path}: not the weights of {name}: {why(error)}")
-    return Encoder(visual, size, mean, std, width, act=act or "")
 
 
 def _encoder_file(name):
@@ -2791,17 +2745,14 @@ def hub_file(name, repo, *files):
     from huggingface_hub import errors, hf_hub_download, logging  # here, because few runs get this far
 
     logging.set_verbosity_error()  # it announces each of its retries
-    reason = ""
     for here in (True, False):
         for file in files:
             try:
                 return Path(hf_hub_download(repo, file, local_files_only=here))
-            except errors.RemoteEntryNotFoundError as error:
-                reason = error
             except Exception as error:
-                reason = error
-                if not here:  # no network, not no such file: the next one is not what was asked for
-                    break
+                reason, absent = error, isinstance(error, errors.RemoteEntryNotFoundError)
+            if not here and not absent:  # no network, say: the next one is not what was asked for
+                break
     fail(f"--model {name}: cannot be downloaded ({type(reason).__name__}); fetch {files[0]} of huggingface.co/{repo}, pass it by --weights")
 
 
@@ -2811,8 +2762,6 @@ def _load_file(name, weights, act):
     Runs the file, which is code. Fails where that fails, or what it makes is no Encoder of square RGB pictures.
     """
     file, rest = _encoder_file(name)
-    if weights and not Path(weights).is_file():
-        fail(f"--weights {weights}: no such file")
     about = read_weights(weights)[0] if weights and Path(weights).suffix == ".safetensors" else {}
     if file.parent != Path(__file__).with_name("encoders"):  # for what lies beside it; last, so that nothing there hides a package
         sys.path.append(str(file.parent.absolute()))
@@ -2825,11 +2774,7 @@ def _load_file(name, weights, act):
         needs = getattr(module, "PACKAGES", error.name)
         fail(f"--model {name} needs a package that is not here: pip install {needs} ({why(error)})")
     except Exception as error:
-        trace = error.__traceback__
-        lines = []
-        while trace:
-            lines += [trace.tb_lineno] if trace.tb_frame.f_code.co_filename == spec.origin else []
-            trace = trace.tb_next
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == spec.origin]
         fail(f"--model {name}: {file}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {why(error)}")
     if not isinstance(encoder, Encoder):
         fail(f"--model {name}: load of {file} gives {type(encoder).__name__}, not an Encoder of common.py")
@@ -2882,14 +2827,14 @@ def _unproject(visual, name):
 
 
 def _imagenet_network(name, state):
-    """(network without its last layer, input px, feature width, mean, std) of a torchvision classifier or toy-imagenet."""
+    """(network without its last layer, input px, mean, std, feature width) of a torchvision classifier or toy-imagenet."""
     if name == "toy-imagenet":  # CLIP's visual ResNet; its sizes are those of the weights
         layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
         width = state["layer1.0.conv1.weight"].shape[0]
         side = math.isqrt(state["attnpool.positional_embedding"].shape[0] - 1)
         net = ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
         net.load_state_dict(state)
-        return net, net.input_resolution, net.output_dim, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std
+        return net, net.input_resolution, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std, net.output_dim
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     size = input_size(name)
     options = {"image_size": size} if name.startswith("vit_") else {}
@@ -2907,7 +2852,7 @@ def _imagenet_network(name, state):
     setattr(net.get_submodule(parent), leaf, nn.Identity())
     if not whole:
         net.load_state_dict(state)
-    return net, size, getattr(last, "in_features", None) or last.in_channels, tuple(transform.mean), tuple(transform.std)
+    return net, size, tuple(transform.mean), tuple(transform.std), getattr(last, "in_features", None) or last.in_channels
 
 
 def _export(model, head, classes, temperature, path):

@@ -128,9 +128,7 @@ def load(folder, name):
     """All runs of NAME and NAME-srgan, sorted; fails where they do not belong together."""
     runs, seen = [], {}
     for data, upsampling in zip((name, f"{name}-srgan"), UPSAMPLINGS):
-        for file in sorted(Path(folder).glob(f"*/{data}/*.json")):
-            if file.name.startswith("."):  # what a kill has left, or a Mac
-                continue
+        for file in sorted(Path(folder).glob(f"*/{data}/[!.]*.json")):  # not what a kill has left, or a Mac
             record, saved = read_result(file)
             try:
                 run = Run(record, saved, file, upsampling)
@@ -193,11 +191,8 @@ class Study:
         self.chance = next((1 / len(run.record["data"]["classes"]) for run in runs), 0)
 
     def find(self, script, model=None, variant=None, upsampling="bicubic"):
-        return [
-            run
-            for run in self.runs
-            if run.script == script and model in (None, run.model) and variant in (None, run.variant) and run.upsampling == upsampling
-        ]
+        runs = [run for run in self.runs if run.script == script and run.upsampling == upsampling]
+        return [run for run in runs if model in (None, run.model) and variant in (None, run.variant)]
 
     def one(self, *args):
         return next(iter(self.find(*args)), None)
@@ -253,11 +248,6 @@ def panels(count, width=9.0, height=3.6, across=3, **kwargs):
     return fig, grid[:count]
 
 
-def head(fig, text):
-    """A title over all of the figure, in as many lines as it takes."""
-    fig.suptitle(wrap(text, int(LETTERS * fig.get_figwidth())))
-
-
 def called(model, width):
     """The name of a model, in as many lines as it takes: broken behind its kind and before its tag, where it has them."""
     return re.sub("([:/]) ", r"\1", wrap(re.sub("([:/])", r"\1 ", model), width))
@@ -271,14 +261,20 @@ def key(label, **look):
 CHANCE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (2, 2)), "label": "chance"}
 
 
-def legend_below(fig, keys):
-    """A legend under the axes, where it covers nothing; the figure grows by its rows."""
+def finish(fig, title, keys=()):
+    """The figure with a title over all of it, in as many lines as it takes, and a legend under the axes, where it covers nothing.
+
+    It grows by the rows of that.
+    """
     width, height = fig.get_size_inches()
-    longest = max(len(line.get_label()) for line in keys)
-    columns = max(1, min(len(keys), int(width / (0.07 * longest + 0.6))))
-    rows = -(-len(keys) // columns)
-    fig.set_size_inches(width, height + 0.1 + 0.18 * rows)
-    fig.legend(handles=keys, loc="outside lower center", ncols=columns)
+    if keys:
+        longest = max(len(line.get_label()) for line in keys)
+        columns = max(1, min(len(keys), int(width / (0.07 * longest + 0.6))))
+        rows = -(-len(keys) // columns)
+        fig.set_size_inches(width, height + 0.1 + 0.18 * rows)
+        fig.legend(handles=keys, loc="outside lower center", ncols=columns)
+    fig.suptitle(wrap(title, int(LETTERS * width)))
+    return fig
 
 
 def place_of_all(ks):
@@ -319,7 +315,6 @@ def draw_few_shot(study):
     fig, axes = panels(len(runs), sharex=True, sharey=True)
     fewer = sorted({int(k) for run in runs for k in run.shots()})  # one axis for all panels
     zero, everything = any("zero_shot" in run.metrics for run in runs), any(run.shots() != run.shots(everything=True) for run in runs)
-    used = set()
     for ax, run in zip(axes, runs):
         m, colour = run.metrics, study.colours[run.model]
         ks = run.shots(everything=True)
@@ -328,7 +323,6 @@ def draw_few_shot(study):
             marker, line = STYLES[method]
             mean, spread = ([m[method][k][what] or 0 for k in ks] for what in ("mean", "std"))
             ax.errorbar(x, mean, spread, marker=marker, linestyle=line, color=colour, ms=4, lw=1.2, elinewidth=0.8, label=method)
-            used.add(method)
         if "zero_shot" in m:
             low, high = m["zero_shot_ci95"]
             error = [[m["zero_shot"] - low], [high - m["zero_shot"]]]
@@ -339,11 +333,10 @@ def draw_few_shot(study):
         ax.tick_params(labelbottom=True)
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("test accuracy")
-    keys = [key(name, color=GREY, marker=STYLES[name][0], linestyle=STYLES[name][1], ms=4, lw=1.2) for name in STYLES if name in used]
+    used = [(name, *style) for name, style in STYLES.items() if any(name in run.metrics for run in runs)]
+    keys = [key(name, color=GREY, marker=marker, linestyle=line, ms=4, lw=1.2) for name, marker, line in used]
     keys += [key("zero-shot (its 95 % interval)", color=GREY, marker="*", ms=9, linestyle="")] if zero else []
-    legend_below(fig, [*keys, key(**CHANCE)])
-    head(fig, f"{study.name}: few labels, mean and standard deviation of the draws")
-    return fig
+    return finish(fig, f"{study.name}: few labels, mean and standard deviation of the draws", [*keys, key(**CHANCE)])
 
 
 def draw_curves(study, title, lines, keys):
@@ -360,18 +353,15 @@ def draw_curves(study, title, lines, keys):
         beside = 1.02 + min(0.015, 0.15 / len(lines)) * i
         end, error = rows[-1]["epoch"] * beside, [[val[-1] - low], [high - val[-1]]]
         axes[1].errorbar([end], val[-1:], error, color=colour, elinewidth=0.8, capsize=2)
-    keys = list(keys)
     for ax, split in zip(axes, ("training batches, augmented", "validation, 95 % interval at the end")):
         ax.set_title(split)
         ax.set_xlabel("epoch")
     if study.chance > axes[0].get_ylim()[0]:
         for ax in axes:
             ax.axhline(study.chance, **CHANCE)
-        keys.append(key(**CHANCE))
+        keys = [*keys, key(**CHANCE)]
     axes[0].set_ylabel(f"accuracy (chance {study.chance:.3f})")
-    legend_below(fig, keys)
-    head(fig, title)
-    return fig
+    return finish(fig, title, keys)
 
 
 def draw_frozen(study):
@@ -407,9 +397,7 @@ def draw_prompts(study):
         ranked = sorted(run.metrics["templates"], key=lambda row: -row["top1"])
         places = {row["template"]: i for i, row in enumerate(ranked)}
         default = places.get("a photo of a {}, a type of {type}.", places.get("a photo of a {}."))
-        shown = sorted(
-            {*range(min(12, len(ranked))), *([] if default is None else [default]), *range(max(0, len(ranked) - 3), len(ranked))}
-        )
+        shown = [i for i in range(len(ranked)) if i < 12 or i == default or i >= len(ranked) - 3]
         names = [wrap(f"{i + 1}. {'(default) ' * (i == default)}{ranked[i]['template']}", 38 if len(runs) > 1 else 60) for i in shown]
         lines = np.array([name.count("\n") + 1 for name in names])
         ys = np.cumsum(lines + 0.4) - lines / 2  # as far from each other as their names are high
@@ -424,14 +412,13 @@ def draw_prompts(study):
         ax.set_xlabel(f"accuracy on {count:,} {split} images")
         ax.set_title(called(run.model, 34))
     fig.set_figheight(-(-len(runs) // 2) * (0.145 * tallest + 0.7) + 0.3)
-    head(fig, f"{study.name}: of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}")
-    return fig
+    title = f"{study.name}: of {len(ranked)} templates the best, the default, the worst; filled: chosen; chance {study.chance:.3f}"
+    return finish(fig, title)
 
 
-def draw_confusions(study, most=3):
-    """The most confused pairs of classes, as pictures: one that was mistaken, and one of the class it was taken for."""
-    runs = [run for run in (*study.find("zero_shot"), *study.find("linear_probe")) if len(run.arrays["pairs"])]
-    most = min(most, max(len(run.arrays["pairs"]) for run in runs))
+def draw_confusions(study, runs):
+    """Up to three most confused pairs of classes, as pictures: one that was mistaken, and one of the class it was taken for."""
+    most = min(3, max(len(run.arrays["pairs"]) for run in runs))
     fig = Figure(figsize=(1.2 + 2.6 * max(most, 2), 1), layout="constrained")
     fig.get_layout_engine().set(wspace=0.08)
     tallest = 0
@@ -455,8 +442,7 @@ def draw_confusions(study, most=3):
         place = {"transform": row[0].transAxes, "ha": "right", "va": "center"}
         row[0].text(-0.04, 0.5, f"{called(run.model, 16)}\n{run.method}", **place)
     fig.set_figheight(len(runs) * (1.3 + 0.16 * tallest) + 0.3)
-    head(fig, f"{study.name}: true class → what it was taken for, how often, and a test picture of each")
-    return fig
+    return finish(fig, f"{study.name}: true class → what it was taken for, how often, and a test picture of each")
 
 
 def draw_calibration(study, runs):
@@ -476,9 +462,7 @@ def draw_calibration(study, runs):
     axes[-1].set(xlim=(-0.03, 1.03), xlabel="share that is kept", title="accuracy without the least confident")
     keys = [key(run.model, color=study.colours[run.model]) for run in runs]
     keys += [key(label, color=GREY, linestyle=line) for label, line in (("before", "--"), ("after calibration", "-"))]
-    legend_below(fig, keys)
-    head(fig, f"{study.name}: linear probe, confidence and accuracy of equally many test images a point")
-    return fig
+    return finish(fig, f"{study.name}: linear probe, confidence and accuracy of equally many test images a point", keys)
 
 
 def draw_wise(study):
@@ -500,9 +484,7 @@ def draw_wise(study):
         keys.append(key(f"{run.model}, {run.variant}", **look))
     ax.set_xlabel("alpha: 0 is the start, 1 the best fine-tuned weights; filled: chosen")
     ax.set_ylabel(f"validation accuracy\n95 % interval; chance {study.chance:.3f}")
-    legend_below(fig, keys)
-    head(fig, f"{study.name}: weights between start and fine-tuned")
-    return fig
+    return finish(fig, f"{study.name}: weights between start and fine-tuned", keys)
 
 
 def speed_ticks(low, high):
@@ -566,9 +548,7 @@ def draw_summary(study):
     used = {run.method for _, run in points}
     keys = [key(model, color=study.colours[model]) for model in study.models]
     keys += [key(method, color=GREY, linestyle="", marker=marker) for method, marker in MARKERS.items() if method in used]
-    legend_below(fig, [*keys, key(**CHANCE)])
-    head(fig, f"{study.name}: test accuracy, 95 % interval")
-    return fig
+    return finish(fig, f"{study.name}: test accuracy, 95 % interval", [*keys, key(**CHANCE)])
 
 
 def figures(study):
@@ -590,15 +570,14 @@ def figures(study):
             lacking.append((f"{name}.png", f"{lacks} --grid {picture or 'FILE'}"))
 
     mistaken = [run for run in (*study.find("zero_shot"), *study.find("linear_probe")) if len(run.arrays["pairs"])]
-    tuned = study.find("finetune", None, "cs") or study.find("finetune", None, "ml")
     plan("summary", draw_summary, lacks="linear_probe.py", found=study.find("linear_probe"))
     plan("few_shot", draw_few_shot, lacks="few_shot.py", found=study.find("few_shot"))
     plan("frozen_and_full", draw_frozen, lacks="finetune.py --freeze", found=study.find("finetune", None, "frozen"))
     plan("prompts", draw_prompts, lacks="prompts.py", found=study.find("prompts"))
-    plan("confusions", draw_confusions, lacks="zero_shot.py or linear_probe.py with a mistake", found=mistaken)
+    plan("confusions", draw_confusions, mistaken, lacks="zero_shot.py or linear_probe.py with a mistake", found=mistaken)
     sure = [run for run in study.find("linear_probe") if "calibration" in run.metrics]
     plan("calibration", draw_calibration, sure, lacks="linear_probe.py", found=sure)
-    plan("wise_ft", draw_wise, lacks="finetune.py", found=tuned)
+    plan("wise_ft", draw_wise, lacks="finetune.py", found=study.tuned(None))
     take("upsampling", study.one("upsample", None, "eval"), "upsample.py eval")
     for run in study.find("zero_shot") or [None]:
         take(f"zero_shot-{spelled(run.model) if run else 'MODEL'}", run, "zero_shot.py")
@@ -613,25 +592,17 @@ def figures(study):
 
 @dataclass
 class Entry:
-    """What is compared for one encoder at one number of labels: a run, and of few_shot.py a number of labels and a method."""
+    """What is compared for one encoder at one number of labels: a run, and of few_shot.py a number of labels and a method.
+
+    `row` is that of the table which the script has written, `right` (S, N) belongs to it.
+    """
 
     run: Run
     k: str = None
     few: str = None
 
-    @property
-    def model(self):
-        return self.run.model
-
-    @property
-    def row(self):
-        """The row of the table that the script has written."""
-        return self.run.row(self.k, self.few)
-
-    @property
-    def right(self):
-        """(S, N)."""
-        return self.run.right(self.k, self.few)
+    def __post_init__(self):
+        self.model, self.row, self.right = self.run.model, self.run.row(self.k, self.few), self.run.right(self.k, self.few)
 
     def accuracy(self):
         """(test accuracy, low, high) over images, and over draws of the labels where there are some."""
@@ -812,9 +783,8 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     if entry is not best:
         text += f" {best.model} names {best.right.mean():.{digits}f}, but {entry.model} is as good to within {margin:g}"
         text += f" and {speeds[entry.model] / speeds[best.model]:.1f} times as fast."
-    names = {
-        word: [v.entry.model for v in verdicts if v.word == word and v is not pick] for word in ("as good", "perhaps", "worse", "guessing")
-    }
+    rest = [v for v in verdicts if v is not pick]
+    names = {word: [v.entry.model for v in rest if v.word == word] for word in ("as good", "perhaps", "worse", "guessing")}
     if names["as good"]:
         text += f" As good: {some(names['as good'])}."
     if names["perhaps"]:
@@ -881,9 +851,8 @@ def say_tuning(study, margin, digits):
 
 def say_upsampling(study, digits):
     """Whether SRGAN helps, over all methods that have both."""
-    pairs = [
-        (a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in study.runs if a.upsampling == "bicubic" and a.model and not a.rate
-    ]
+    plain = [run for run in study.runs if run.upsampling == "bicubic" and run.model and not run.rate]
+    pairs = [(a, study.one(a.script, a.model, a.variant, "SRGAN")) for a in plain]
     pairs += [(study.tuned(m, (v,)), study.tuned(m, (v,), "SRGAN")) for m in study.models for v in ("ml", "cs")]
     pairs = [(a, b) for a, b in pairs if a and b]
     gaps = {f"{a.model} {a.method}": differ(b.right(), a.right(), a, len(pairs)) for a, b in pairs}
