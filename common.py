@@ -2,7 +2,8 @@
 
 A script calls these, in about this order. What starts with _ can wait.
 
-    add_flags(parser, names)          flags that are alike in every script; at_least(1), ending(".json") are types of others
+    add_flags(parser, names)          flags that are alike in every script; at_least(1), ending(".json"), writable, given are
+                                      types of others
     load(args) -> data, model         first all that can be mistyped, then what may be downloaded; says what it is.
                                       Without a command line: load_data(name), load_model(name)
     data.images(model.view) -> {split: Images}        decoded once, counted aloud, every class checked; data.files(split)
@@ -16,7 +17,7 @@ A script calls these, in about this order. What starts with _ can wait.
     fit(net, optimizer, legs, step, validate, model)                  trains and never loses a run; with half_epochs,
                                       snapshot (copies what training changes) and read_checkpoint (looks before hours are spent)
     save_weights(file, tensors, about(data, model, images, seed))     the one format of saved heads and networks
-    read_weights(file) -> about, tensors
+    read_weights(file) -> about, tensors;  check_head(file, about, tensors)
     use_saved(args)                   --load FILE with --predict or --export, whose flags check_saved looks at
     name_pictures(model, files, head, labels)         classifies any pictures: prints the ranking, or writes a CSV
 
@@ -52,6 +53,7 @@ import argparse
 import copy
 import csv
 import difflib
+import errno
 import hashlib
 import importlib.util
 import inspect
@@ -154,9 +156,13 @@ FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a re
 
 def fail(message):
     """Print one line and end with exit code 2: what every script does with input it cannot use."""
-    plain = re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], str(message))  # a name of a file may hold control characters
-    print(f"{Path(sys.argv[0]).name}: {plain}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {_plain(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _plain(text):
+    """Text whose control characters, as a name of a file may hold, are written out."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], str(text))
 
 
 _MINE = f".{re.sub('[^A-Za-z0-9]', '', platform.node())}-"  # names of temporary files; another machine may share the folder
@@ -205,14 +211,23 @@ def _threads(count=None):
         pool.shutdown(cancel_futures=True)
 
 
+def _target(path):
+    """The file that a name means: what a link leads to, so that it stays a link."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def _temporary(path):
+    return path.with_name(f"{_MINE}{os.getpid()}-{path.name}")
+
+
 @contextmanager
 def atomic(path):
     """Yield a temporary name beside `path` and move it there at the end, so that `path` is always whole or absent.
 
     What cannot be written ends the program. What runs that were killed have left in the folder is taken away.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{_MINE}{os.getpid()}-{path.name}")
+    path = _target(path)
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{_MINE}*"):
@@ -244,8 +259,8 @@ def save_tensors(value, path):
 def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        fail(f"{path}: cannot be read as JSON: {error}")
+    except (OSError, ValueError, RecursionError) as error:
+        fail(f"{path}: cannot be read as JSON: {why(error)}")
 
 
 def write_json(path, value):
@@ -253,6 +268,29 @@ def write_json(path, value):
     value = json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _keep_json(path, value):
+    """JSON for the cache, with a checksum."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps([value, digest(value)]), encoding="utf-8")
+
+
+def _kept_json(path):
+    """What _keep_json wrote; raises whatever it is where that is damaged."""
+    value, told = json.loads(path.read_bytes())
+    if digest(value) != told:
+        raise ValueError("another checksum")
+    return value
+
+
+def _kept(path, read):
+    """read(path) of a file of the cache; None, to make it anew, where it is absent, or damaged, which a note says."""
+    if path.exists():
+        try:
+            return read(path)
+        except Exception as error:
+            print(f"note: {path} is damaged ({why(error)}), so it is made anew")
 
 
 def file_sha256(path):
@@ -299,7 +337,7 @@ def read_ahead(pool, read, batches):
 
 def wrap(text, width):
     """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a folder may not be text
+    text = _plain(text).encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a folder may not be text
     width -= width * sum(map(str.isupper, text)) // (4 * len(text) + 1)  # capitals are wider
     return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
 
@@ -329,8 +367,8 @@ def at_least(least):
     """argparse type: an integer, not below `least`."""
 
     def number(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        if not least <= int(text) < 2**62:
+            raise argparse.ArgumentTypeError(f"{text} is {f'below {least}' if int(text) < least else 'too large'}")
         return int(text)
 
     return number
@@ -342,17 +380,42 @@ def ending(suffix):
     def name(text):
         if not text.endswith(suffix):
             raise argparse.ArgumentTypeError(f"{text} must end in {suffix}")
-        return text
+        return writable(text)
 
     return name
 
 
+def writable(text):
+    """argparse type: the name of a file that can be written, as far as that can be known before the work."""
+    try:
+        path = _target(given(text))
+        if path.exists() and not path.is_file():
+            raise OSError("is no file")
+        place = next(folder for folder in path.absolute().parents if folder.exists()) / _temporary(path).name
+        with open(place, "x"):
+            place.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{_plain(text)}: cannot be written: {why(error)}") from None
+    return text
+
+
+def given(text):
+    """argparse type: not the empty text, as an unset variable of a shell leaves it."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 _FLAGS = {
     "data": dict(
-        default="toy", help="data/NAME, or a folder, .zip or .tar of class folders, a .csv of path,label, torchvision:NAME (%(default)s)"
+        type=given,
+        default="toy",
+        help="data/NAME, or a folder, .zip or .tar of class folders, a .csv of path,label, torchvision:NAME (%(default)s)",
     ),
-    "model": dict(help="CLIP, torchvision or toy model, FILE.py[:NAME], or open_clip:ARCH/TAG, timm:NAME (toy-ViT on toy, else ViT-B/32)"),
-    "weights": dict(metavar="FILE", help="weights of --model (found or downloaded)"),
+    "model": dict(
+        type=given, help="CLIP, torchvision or toy model, FILE.py[:NAME], or open_clip:ARCH/TAG, timm:NAME (toy-ViT on toy, else ViT-B/32)"
+    ),
+    "weights": dict(type=given, metavar="FILE", help="weights of --model (found or downloaded)"),
     "act": dict(choices=("quickgelu", "gelu"), help="activation a CLIP --weights file was trained with (OpenAI's: known by hash)"),
     "prompts": dict(
         nargs="+",
@@ -360,7 +423,7 @@ _FLAGS = {
         help="templates with {} for the class and perhaps {type}, or a .json or text file of them (a photo of a {}, a type of {type}.)",
     ),
     "type": dict(help='what the classes are types of, "" for nothing (known for toy, fruits, birds, ...)'),
-    "classnames": dict(metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
+    "classnames": dict(type=given, metavar="FILE", help="JSON {folder: words} (classnames.json in the data folder)"),
     "label-from": dict(
         metavar="REGEX",
         help="pictures beside the class folders, or in none, are of the class that this captures in their file names: '(.+)_' (none)",
@@ -387,8 +450,8 @@ _FLAGS = {
         metavar="FILE.json",
         help="write the result here as JSON, and predictions, if it makes any, beside it as .npz (only print)",
     ),
-    "load": dict(metavar="FILE", help="for --predict or --export: what --save wrote, here or in the other script that saves"),
-    "predict": dict(nargs="+", metavar="IMAGE", help="name the classes of these pictures, and of those in these folders"),
+    "load": dict(type=given, metavar="FILE", help="for --predict or --export: what --save wrote, here or in the other script that saves"),
+    "predict": dict(type=given, nargs="+", metavar="IMAGE", help="name the classes of these pictures, and of those in these folders"),
     "export": dict(type=ending(".onnx"), metavar="FILE.onnx", help="make one ONNX graph, from pixels to probabilities"),
     "csv": dict(type=ending(".csv"), metavar="FILE.csv", help="write a row for each picture, instead of printing"),
     "bom": dict(action="store_true", help="mark the CSV as UTF-8, which some spreadsheets need"),
@@ -474,9 +537,9 @@ class Data:
             fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}")
         return self.splits[split]
 
-    def picture(self, path):
-        """The 8-bit RGB Pillow image of a row of `splits`, from any thread; raises as `read_rgb` does."""
-        return read_rgb(path, self.open)
+    def picture(self, path, then=None):
+        """The 8-bit RGB Pillow image of a row of `splits`, or then(image), from any thread; raises as `read_rgb` does."""
+        return read_rgb(path, self.open, then)
 
     def images(self, size, splits=None):
         """{split: Images} of train, val where there is such a split, and test, or of others; says how many there are.
@@ -788,13 +851,19 @@ class Model:
         key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__, self.code])
         folder = Path(f"cache/features/{images.name}-{spelled(self.name)}-{key}")
 
+        def read(path):
+            with np.load(path) as file:  # a .npz, because it has checksums
+                part.copy_(torch.from_numpy(file["x"].reshape(part.shape)))
+            if not part.isfinite().all():
+                raise ValueError("not finite")
+            return part
+
         # a file for each chunk, so that a run that is cut off loses one at most
         found = torch.empty(len(images), self.width)
         with progress(None, f"{self.name} features", "img", len(images)) as bar:
             for start in range(0, len(images), _CHUNK):
-                path, part = folder / f"{start:07d}.npy", found[start : start + _CHUNK]
-                if path.exists():
-                    part.copy_(self.finite(torch.from_numpy(np.load(path)), "features"))
+                path, part = folder / f"{start:07d}.npz", found[start : start + _CHUNK]
+                if _kept(path, read) is not None:
                     continue
                 done = []
                 for x in images.batches(self.batch, start, start + len(part)):
@@ -802,7 +871,7 @@ class Model:
                     bar.update(len(x))
                 self.finite(part.copy_(torch.cat(done)), "features")
                 with atomic(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, part.numpy())
+                    np.savez(file, x=part.numpy())
         return found.to(self.device), images.labels.to(self.device)
 
     def embed(self, captions, batch=512):
@@ -868,7 +937,7 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     if features == "projected" and name not in CLIP and not _encoder_file(name):
         fail(f"--features projected: only CLIP projects; {name} has --features penultimate")
     device, dtype = pick_device(device, precision)
-    if weights and not Path(weights).is_file():
+    if weights and not os.path.isfile(weights):
         fail(f"--weights {weights}: no such file")
     if _encoder_file(name):
         encoder, sha256, code, about = _load_file(name, weights, act)
@@ -1306,7 +1375,11 @@ def read_result(file):
         fail(f"{file}: not a result of these scripts, or of older ones; {again}")
     try:
         arrays = dict(np.load(saved)) if saved.exists() else {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if any(a.dtype.kind not in "biufU" or (a.dtype.kind == "f" and not np.isfinite(a).all()) for a in arrays.values()):
+            raise ValueError("values that are not finite numbers or names")
+        if len({arrays[name].shape[-1] for name in ("index", "true", "cluster", "predicted", "right") if name in arrays}) > 1:
+            raise ValueError("of different numbers of images")
+    except Exception as error:  # whatever it is that damage makes zipfile and numpy raise
         fail(f"{saved}: cannot be read: {why(error)}; delete it and its .json, and make makes both anew")
     return record, arrays
 
@@ -1358,7 +1431,7 @@ def read_checkpoint(path, about):
     if not path or not Path(path).exists():
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = _load_pickled(path)
         there = saved["about"]
     except Exception as error:
         fail(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it, or begin anew with --restart")
@@ -1493,10 +1566,28 @@ def _learning_rate(done):
 
 def save_weights(path, tensors, about):
     """Write {name: tensor} as .safetensors, with `about`, a dict that JSON can hold: what they are and were made with."""
-    about = json.dumps({"format": FORMAT, **about})  # one string, because several would be written in any order
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    about = {"format": FORMAT, **about, "tensors": _tensors_sha256(tensors)}
+    about = json.dumps(about)  # one string, because several would be written in any order
     with atomic(path) as temporary:
         temporary.write_bytes(save(tensors, {"about": about}))
+
+
+def _tensors_sha256(tensors):
+    total = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        total.update(f"{key} {tensor.dtype} {[*tensor.shape]}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _load_pickled(path):
+    """torch.load of what holds tensors alone; raises ValueError where its checksums, which torch passes over, say that it is damaged."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise ValueError(f"damaged in {bad}")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def about(data, model, images, seed):
@@ -1514,7 +1605,7 @@ def read_weights(path):
     where there is no such file, it cannot be read, or is of an older format of ours.
     """
     path, strings = Path(path), {}
-    if not path.is_file():
+    if not os.path.isfile(path):  # False of what is too long for a name, too
         fail(f"{path}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
@@ -1527,12 +1618,16 @@ def read_weights(path):
                 fail(f"{path}: a TorchScript archive, which can carry code, and not OpenAI's by SHA-256; save its state dict")
             tensors = torch.jit.load(path, map_location="cpu").state_dict()
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _load_pickled(path)
             state = state.get("state_dict", state)  # open_clip's training checkpoints
             tensors = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        about = json.loads(strings.get("about", "{}"))
+        about = dict(json.loads(strings.get("about", "{}")))
+        if (told := about.pop("tensors", None)) and told != _tensors_sha256(tensors):
+            raise ValueError("another checksum")
+        if any(tensor.is_complex() for tensor in tensors.values()):
+            raise TypeError("complex numbers")
     except Exception as error:  # torch's own text would advise to load it without the safeguard
-        fail(f"{path}: not a readable file of tensors ({type(error).__name__}): cut off, or it holds more than tensors")
+        fail(f"{path}: not a readable file of tensors ({type(error).__name__}): cut off or damaged, or it holds more than tensors")
     old = {"classes", "labels_used", "steps"} & {*strings}  # which formats before this one kept as strings of their own
     if old or (about and about.get("format") != FORMAT):
         fail(f"{path}: of an older format; make it anew with the script that saved it")
@@ -1549,6 +1644,32 @@ def check_saved(parser, args):
         parser.error("--load knows how its pictures were brought into shape: --fit is for training")
 
 
+def check_head(file, told, tensors, width=None):
+    """Fail, by the reason, where read_weights(file) is not what linear_probe.py or finetune.py saved, for features of this width."""
+    whole, classes = "method" in told, told.get("classes")
+    lists, view, fitted = (classes, told.get("words"), told.get("prompts")), told.get("view"), told.get("calibration") or {}
+    parts = ("head", "held_out") if any(name.startswith("held_out.") for name in tensors) else ("head",)
+    names = [] if told.get("method") == "cs" else [f"{p}.{t}" for p in parts for t in ("weight", "bias")]
+    head = {name: tensors[name] for name in (*names, "head.logit_scale") if name in tensors}
+    wrong = [name for name in names if name not in head]
+    try:
+        wrong += [key for key in ("model", "features", "sha256", "type") if not isinstance(told[key], str)]
+        wrong += [] if classes and all(isinstance(text, str) for texts in lists for text in texts) else ["names of the classes"]
+        wrong += [] if len(classes) == len(told["words"]) else ["as many words as classes"]
+        wrong += [] if view is None or View(**view).size > 0 else ["view"]
+        known = 0 < fitted.get("temperature", 1) < math.inf and 0 <= fitted.get("lac", 0) < math.inf
+        wrong += [] if known else ["calibration"]
+        wrong += [n for n, t in head.items() if not (t.is_floating_point() and t.isfinite().all())]
+        width = width or (head["head.weight"].shape[1] if "head.weight" in head else 0)
+        shapes = {"weight": [len(classes), width], "bias": [len(classes)]}
+        wrong += [f"{n} {[*t.shape]}" for n, t in head.items() if [*t.shape] != shapes.get(n.rpartition(".")[2], [1] * t.ndim)]
+    except Exception as error:  # whatever it is that stands in place of these
+        wrong += [f"{type(error).__name__}: {why(error)}"]
+    if wrong:
+        by = "finetune.py" if whole else "linear_probe.py"
+        fail(f"{file}: not what --save of {by} writes: lacks or has another {some(wrong, 3)}; make it anew")
+
+
 def use_saved(args, batch=None):
     """What --load FILE is for: --predict names pictures with it, on the screen or into --csv; --export makes an ONNX graph of it.
 
@@ -1558,6 +1679,7 @@ def use_saved(args, batch=None):
     told, tensors = read_weights(args.load)
     if "classes" not in told:
         fail(f"{args.load}: not written by --save of linear_probe.py or finetune.py")
+    check_head(args.load, told, tensors)
     whole = "method" in told  # else the head alone
     if whole and (args.weights or args.act):
         fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
@@ -1567,6 +1689,8 @@ def use_saved(args, batch=None):
     model = load_model(told["model"], *where, act, told["features"], batch, view)
     if not whole and model.sha256 != told["sha256"]:
         fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
+
+    check_head(args.load, told, tensors, model.width)
 
     # a linear layer on features as they come or of unit length, or captions
     if unit := told.get("method") == "cs":
@@ -1597,7 +1721,7 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
     """
     calibration, paths = calibration or {}, []
     for file in map(Path, files):
-        inside = [str(file / path) for path, *_ in _Folder(file).files(file)] if file.is_dir() else [str(file)]
+        inside = [str(file / path) for path, *_ in _Folder(file).files(file)] if os.path.isdir(file) else [str(file)]
         paths += inside or fail(f"{file}: holds no pictures")
 
     def read(path):
@@ -1665,6 +1789,14 @@ def _is_image(name):
     return not name.startswith(".") and Image.EXTENSION.get(os.path.splitext(name)[1].lower()) in Image.OPEN
 
 
+def _kind(path, entry):
+    """ "folder" or "file", as which a link counts too; "" of others, such as a link that goes round."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError as error:
+        return "" if error.errno == errno.ELOOP else fail(f"{path / entry.name}: cannot be read: {why(error)}")
+
+
 class _Folder:
     """What lies in a folder, without hidden files; `count` is of images at any depth. Links that go round are not followed.
 
@@ -1681,9 +1813,10 @@ class _Folder:
         above = (*above, (place.st_dev, place.st_ino))
         self.path = path
         self.name = _as_text(path.name)
-        self.images = [e for e in entries if _is_image(e.name) and e.is_file()]
-        self.others = [e.name for e in entries if not e.is_dir() and not (_is_image(e.name) and e.is_file())]
-        inner = [e for e in entries if e.is_dir() and e.name != "__MACOSX"]
+        kinds = [(e, _kind(path, e)) for e in entries]
+        self.images = [e for e, kind in kinds if kind == "file" and _is_image(e.name)]
+        self.others = [e.name for e, kind in kinds if kind != "folder" and not (kind == "file" and _is_image(e.name))]
+        inner = [e for e, kind in kinds if kind == "folder" and e.name != "__MACOSX"]
         inner = [e for e in inner if (e.stat().st_dev, e.stat().st_ino) not in above]
         self.folders = [_Folder(path / e.name, above, member and e) for e in inner]
         self.count = len(self.images) + sum(f.count for f in self.folders)
@@ -1815,11 +1948,13 @@ def _find_source(name, label_from=None):
     if name == "toy" and not Path("data/toy").is_dir():
         _make_toy()
     places = (Path(name),) if name.startswith((".", "/")) else (Path("data") / name, Path(name))
-    root = next((p for p in places if p.is_dir()), None)
+    root = next((p for p in places if os.path.isdir(p)), None)
     if root is not None:
         name = root.absolute().name  # not that of what a link points to
+        if not name:
+            fail(f"--data {root}: is a whole disk; name a folder in it")
         return _from_tree("folder", name, root, lambda path: Image.open(root / path), _Folder(root), label_from)
-    file, kind = next((p for p in places if p.is_file()), None), Path(name).suffix.lower()
+    file, kind = next((p for p in places if os.path.isfile(p)), None), Path(name).suffix.lower()
     if file is None:
         what = "folder" if kind in ("", ".") else "file or folder"
         fail(f"--data {name}: no such {what}: {' or '.join(map(str, places))}")
@@ -1946,7 +2081,7 @@ def _from_archive(path, label_from):
     if "classnames.json" in files:
         try:
             source.words = json.loads(read("classnames.json").decode("utf-8-sig"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fail(f"{path / 'classnames.json'}: cannot be read as JSON: {error}")
     return source
 
@@ -2167,7 +2302,7 @@ def read_templates(prompts, type=""):
 
 
 def _read_template_file(path):
-    if not path.is_file():
+    if not os.path.isfile(path):
         fail(f"prompts '{path}': neither a template with {{}} nor a file")
     try:
         found = read_json(path) if path.suffix == ".json" else path.read_text(encoding="utf-8-sig").splitlines()
@@ -2291,22 +2426,56 @@ def _part_groups(splits, groups):
 
 # ---- pictures: decoded once ---------------------------------------------------------------------------------------
 
-_DECODING = 3  # part of every cache key: raise it when the functions below change a pixel
+_DECODING = 4  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
+_CHECKED = 1 << 30  # bytes up to which a checksum is compared at each start, a quarter of a second; of more pixels only their number is
 _THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
 
 
-def read_rgb(path, open=Image.open):
+_AT_ONCE = 1 << 28  # pixels that all threads together may hold: 1 GB as Pillow keeps them, and up to three times as much in copies
+_FLIGHT, _FLYING = threading.Condition(), [0]  # how many they do hold
+# what the disk, the network, a permission or the machine says, and no broken picture
+_DISK = "ENOENT EACCES EPERM EIO ENOSPC EDQUOT ESTALE EMFILE ENFILE ENOTDIR EISDIR ELOOP ENODEV ENXIO ENOTCONN ETIMEDOUT EBUSY ENOMEM"
+_DISK = {getattr(errno, name) for name in _DISK.split() if hasattr(errno, name)}
+
+
+@contextmanager
+def _room(pixels):
+    """Waits until so many more pixels may be held, so that large pictures do not fill the memory; what exceeds all goes alone."""
+    pixels = min(pixels, _AT_ONCE)
+    with _FLIGHT:
+        _FLIGHT.wait_for(lambda: _FLYING[0] + pixels <= _AT_ONCE)
+        _FLYING[0] += pixels
+    try:
+        yield
+    finally:
+        with _FLIGHT:
+            _FLYING[0] -= pixels
+            _FLIGHT.notify_all()
+
+
+def read_rgb(path, open=Image.open, then=None):
     """A picture file, or what open(path) gives, as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels
-    composited on white, 16 bit scaled.
+    composited on white, 16 bit scaled. Or then(image), made while the image still counts among those that fit into memory together.
 
     Raises ValueError for a broken picture, OSError or MemoryError where the disk, a permission or the memory failed and not
     the picture: then it must not be skipped for good.
     """
+
+    def read(room):
+        with open(path) as image, room(image.width * image.height):
+            image = _to_rgb(image)
+            return then(image) if then else image
+
     try:
-        with open(path) as image:
-            return _to_rgb(image)
+        with suppress(MemoryError):
+            return read(_room)
+        with _room(_AT_ONCE):  # once more, alone
+            np.empty(4 * _AT_ONCE, np.uint8)  # fails where the machine has no memory; otherwise the picture asks for too much
+            with suppress(MemoryError):
+                return read(nullcontext)
+        raise ValueError("asks for more memory than there is")
     except Exception as error:  # Pillow raises whatever a broken file makes its decoders raise
-        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _DISK:
             raise
         raise ValueError(why(error)) from error
 
@@ -2329,9 +2498,12 @@ def _read_image(path, size, read=read_rgb):
 
     Beside it the whole picture as a thumbnail of 32 x 32 pixels, by which copies are found.
     """
-    image = read(path)
-    thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR))
-    return np.asarray(_fit(image, _as_view(size))), thumbnail
+
+    def then(image):
+        thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR))
+        return np.asarray(_fit(image, _as_view(size))), thumbnail
+
+    return read(path, then=then)
 
 
 def _as_view(size):
@@ -2397,20 +2569,26 @@ def _load_images(data, split, size):
     listing = [*data.key, *(row[:3] for row in files)]  # no labels
     stem = f"cache/images/{data.name}-{split}"
     scan = Path(f"{stem}-{digest([_DECODING, listing])}.json")
-    if not scan.exists():
+    native = _kept(scan, _kept_json)
+    if native is None:
         native = native_size(image_sizes(data, files))
-        with atomic(scan) as temporary:
-            temporary.write_text(json.dumps(native), encoding="utf-8")
-    native = read_json(scan)
+        _keep_json(scan, native)
     view = View(native) if 0 < native < view.size else view
     stored = view.size
     key = digest([_DECODING, listing, asdict(view)])
     path, small, meta = (Path(f"{stem}-{stored}-{key}{end}") for end in (".npy", "-thumbnails.npy", ".json"))
-    if not (path.exists() and small.exists() and meta.exists()):
-        reasons = _decode(data, files, view, path, small, split)
-        with atomic(meta) as temporary:  # last: where it exists, the others do
-            temporary.write_text(json.dumps(reasons), encoding="utf-8")
-    reasons = dict(read_json(meta))
+
+    def read(meta):
+        arrays, (reasons, sums) = [np.load(file, "r") for file in (path, small)], _kept_json(meta)
+        for array, side, told in zip(arrays, (stored, _THUMBNAIL), sums):
+            if array.shape != (len(files), side, side, 3) or array.dtype != np.uint8 or _checksum(array) != told:
+                raise ValueError("other pixels than were decoded")
+        return *arrays, dict(reasons)
+
+    if (kept := _kept(meta, read)) is None:
+        _keep_json(meta, _decode(data, files, view, path, small, split))  # last: where it exists, the others do
+        kept = read(meta)
+    pixels, thumbnails, reasons = kept
     skipped = [(files[i][0], reason) for i, reason in reasons.items()]
     for name, reason in skipped:
         print(f"note: skipped {data.root / name}: {reason}")
@@ -2420,11 +2598,28 @@ def _load_images(data, split, size):
     labels = torch.tensor([files[i][3] for i in rows])
     paths = [files[i][0] for i in rows]
     groups = data.groups and [data.groups[name] for name in paths]
-    return Images(np.load(path, "r"), np.load(small, "r"), rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
+    return Images(pixels, thumbnails, rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
+
+
+def _checksum(array):
+    return zlib.crc32(array) if array.nbytes <= _CHECKED else None
+
+
+def _reserve(path):
+    """Have the disk set aside all that a file is long: to be written through memory, where a full disk would be the end by a signal."""
+    try:
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    except AttributeError:  # not everywhere
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others say that this file system cannot
+            raise
 
 
 def _decode(data, files, view, path, small, what):
-    """Write the pixels (N, size, size, 3) of rows of `data` to `path`, thumbnails to `small`; [(position, why not)] of the rest."""
+    """Write the pixels (N, size, size, 3) of rows of `data` to `path`, thumbnails to `small`; [(position, why not)] of the rest, and the
+    checksums of both."""
     side = view.size
     need, free = len(files) * side * side * 3, shutil.disk_usage(path.parent).free
     if need > free:
@@ -2432,6 +2627,7 @@ def _decode(data, files, view, path, small, what):
     reasons, unread, thumbnails = [], [], np.zeros((len(files), _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
     with atomic(path) as temporary, _threads() as pool:
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), side, side, 3))
+        _reserve(temporary)
 
         def decode(i):
             try:
@@ -2446,9 +2642,10 @@ def _decode(data, files, view, path, small, what):
         if unread:
             fail(f"{unread[0]}; nothing is cached, run again when it can be read")
         pixels.flush()
+        sums = [_checksum(array) for array in (pixels, thumbnails)]
     with atomic(small) as temporary, open(temporary, "wb") as file:
         np.save(file, thumbnails)
-    return sorted(reasons)
+    return sorted(reasons), sums
 
 
 # ---- copies -----------------------------------------------------------------------------------------------------
@@ -2581,7 +2778,7 @@ def model_name(name):
     Fails with the nearest right names.
     """
     if found := _encoder_file(name):
-        if not found[0].is_file():
+        if not os.path.isfile(found[0]):
             near = difflib.get_close_matches(found[0].name, names := sorted(p.name for p in found[0].parent.glob("*.py")), 4, 0.4) or names
             fail(f"--model {name}: no such file: {found[0]}; nearest: {some(near) or 'none, there is no .py file'}")
         return name
@@ -2613,7 +2810,7 @@ def pick_device(device="auto", precision="auto"):
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).tolist()  # meta has no values
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {device}: not available here: {why(error)}")
     if precision == "auto":
@@ -2703,7 +2900,7 @@ def _load_clip(name, path, state, act, known):
     try:
         net = build_model(dict(state)).float()
         net.load_state_dict(state)  # once more, because build_model rounds through float16
-    except (KeyError, RuntimeError, AssertionError, IndexError) as error:
+    except Exception as error:  # whatever it is that these tensors make it raise
         fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
 
     # whether that is the network of this name
@@ -2728,7 +2925,7 @@ def _load_torchvision(name, path, state, act):
     """Encoder of a torchvision classifier or of toy-imagenet, without the last layer."""
     try:
         return Encoder(*_imagenet_network(name, state), act=act or "")
-    except (RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:
         fail(f"--weights {path}: not the weights of {name}: {why(error)}")
 
 
@@ -2786,13 +2983,10 @@ def _load_file(name, weights, act):
     encoder.width = width
 
     # the tensors, and apart from them the code, because a new version of it need not make a saved head useless
-    net, total = encoder.net or encoder.visual, hashlib.sha256()
-    for key, tensor in sorted(net.state_dict().items()):
-        total.update(f"{key} {tensor.dtype} {[*tensor.shape]}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    net = encoder.net or encoder.visual
     packages = sorted({type(m).__module__.partition(".")[0] for m in net.modules()} - {"torch", spec.name})
     versions = [f"{p} {v}" for p in packages if (v := getattr(sys.modules.get(p), "__version__", None))]
-    return encoder, total.hexdigest(), [file_sha256(file), *versions], about
+    return encoder, _tensors_sha256(net.state_dict()), [file_sha256(file), *versions], about
 
 
 def _measure(name, encoder):

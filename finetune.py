@@ -12,6 +12,7 @@ elsewhere.
 
 import argparse
 import math
+import os
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from common import (
     add_flags,
     at_least,
     calibrate,
+    check_head,
     check_saved,
     counted,
     digest,
@@ -251,11 +253,12 @@ def read_start(args):
     """(what it says of itself, tensors) of the file of --head, or ({}, {})."""
     if args.head in (None, "text", "random"):
         return {}, {}
-    if not Path(args.head).is_file():
+    if not os.path.isfile(args.head):
         fail(f"{args.head}: no such file; --head takes text, random or what linear_probe.py saved")
     told, tensors = read_weights(args.head)
     if "classes" not in told or "method" in told:
         fail(f"{args.head}: not written by --save of linear_probe.py")
+    check_head(args.head, told, tensors)
     return told, tensors
 
 
@@ -297,6 +300,7 @@ def first_head(args, data, model, images, told, tensors):
     same = {"weights": "sha256", "activation": "act", "classes": "classes", "split of the images (--seed, files)": "split", "--fit": "view"}
     if other := [what for what, key in same.items() if told.get(key, here[key]) != here[key]]:
         fail(f"--head {args.head}: made with other {', '.join(other)}; make it anew with linear_probe.py --save")
+    check_head(args.head, told, tensors, model.width)
     # without a val split the probe's last fit has seen the images that validate here; it has kept another one that has not
     weight, bias = (tensors.get(f"held_out.{part}", tensors[f"head.{part}"]) for part in ("weight", "bias"))
     return lambda seed: Linear(weight, bias, shift, scale)

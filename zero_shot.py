@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch.nn.functional as F
 
-from common import add_flags, atomic, counted, draw_pictures, evaluate, load, load_model, name_pictures, report, wrap
+from common import add_flags, atomic, counted, draw_pictures, evaluate, given, load, load_model, name_pictures, report, wrap, writable
 
 GREEN, RED = "#1a7f37", "#c62828"
 NOTE = "note: probabilities from captions alone are not calibrated: no labelled image has said how far to trust them"
@@ -37,8 +37,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision batch out")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
-    parser.add_argument("--grid", metavar="FILE", help="draw 16 random images of the split as PNG (none)")
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="classify these pictures or folders of them instead of --data")
+    parser.add_argument("--grid", type=writable, metavar="FILE", help="draw 16 random images of the split as PNG (none)")
+    parser.add_argument(
+        "--images", type=given, nargs="+", metavar="FILE", help="classify these pictures or folders of them instead of --data"
+    )
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="captions for --images, used as they are")
     add_flags(parser, "csv bom")
     args = parser.parse_args()

@@ -9,14 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from PIL import Image
 
 import common
-from common import atomic, lock
+import finetune
+import linear_probe
+import zero_shot
+from common import atomic, lock, read_result, read_rgb, read_weights, save_weights
 
 ZERO_SHOT = [sys.executable, str(ROOT / "zero_shot.py"), "--data", "tiny", "--model", "toy-RN"]
 
@@ -109,3 +116,258 @@ def test_toy_and_its_workers_die_with_who_called_them(tmp_path):
     while any(common._alive(str(pid)) for pid in family) and time.time() < until:
         time.sleep(0.1)
     assert not any(common._alive(str(pid)) for pid in family)
+
+
+# ---- damaged pictures, and pictures too large for the memory ------------------------------------------------------
+
+
+def odd_jp2(place):
+    """A JPEG 2000 file with one byte of its boxes changed."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)).save(file, "JPEG2000")
+    return file.getvalue()[:place] + b"\1" + file.getvalue()[place + 1 :]
+
+
+@pytest.mark.parametrize(("place", "raised"), [(15, OSError), (35, MemoryError)])
+def test_a_broken_picture_does_not_stop_the_data_set(world, call, place, raised):
+    shutil.copytree(world / "data" / "tiny", "own")
+    bad = sorted(Path("own").glob("[Tt]est/*/"))[0] / "x.jp2"
+    bad.write_bytes(odd_jp2(place))
+    with pytest.raises(raised), Image.open(bad) as image:
+        image.load()
+    for _ in range(2):
+        code, out, err = call(zero_shot.main, "--data", "./own", "--model", "toy-RN")
+        assert code == 0 and not err and f"note: skipped {bad}" in out
+
+
+def test_the_disk_is_not_the_picture(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("nowhere")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name in ("folder", "link", "loop"):
+        with pytest.raises(OSError, match=name):
+            read_rgb(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match="cannot identify"):
+        read_rgb("x", lambda path: Image.open(io.BytesIO(b"no picture")))
+
+
+def test_a_machine_without_memory_is_not_the_picture(tmp_path):
+    """The same picture, before and after the process may not have 1 GB more: only then it may be a healthy one."""
+    (tmp_path / "x.jp2").write_bytes(odd_jp2(35))
+    program = "import common, resource, sys\ntry: common.read_rgb('x.jp2')\nexcept ValueError: print('picture')\n"
+    program += "resource.setrlimit(resource.RLIMIT_AS, (common._AT_ONCE * 2 + int(open('/proc/self/statm').read().split()[0]) * 4096,) * 2)"
+    program += "\ntry: common.read_rgb('x.jp2')\nexcept MemoryError: print('machine')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=path())
+    assert done.stdout.split() == ["picture", "machine"], done.stderr
+
+
+def test_pixels_in_flight_are_limited(monkeypatch):
+    monkeypatch.setattr(common, "_AT_ONCE", 3 * 40 * 40)
+    seen = []
+
+    def then(image):
+        held.append(image.width * image.height)
+        seen.append(sum(held))
+        time.sleep(0.02)
+        held.remove(image.width * image.height)
+
+    held, sizes = [], [40] * 10 + [100, 20]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda side: read_rgb("", lambda _: Image.new("RGB", (side, side)), then), sizes))
+    assert len(seen) == 12 and sorted(seen)[-1] == 100 * 100 and 40 * 40 < sorted(seen)[-2] <= 3 * 40 * 40
+    assert common._FLYING == [0]
+
+
+def test_a_disk_that_fills_is_a_line(world, tmp_path):
+    """As large as the pixels, but not as the header before them: it fills while they are written through memory."""
+    script = """
+        mount -t tmpfs -o size=1m none cache && mkdir cache/images || exit 77
+        head -c $((1048576 - 4 * 8 * 32 * 32 * 3 - 4096)) /dev/zero > cache/full
+        exec "$@"
+    """
+    Path("cache").mkdir()
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script, "-", *ZERO_SHOT], capture_output=True, text=True)
+    if done.returncode in (1, 77) and "zero_shot" not in done.stderr:
+        pytest.skip("needs a small disk of its own")
+    assert done.returncode == 2 and "cannot be written: No space left on device" in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---- damaged caches, results, heads and weights ---------------------------------------------------------------------
+
+
+def damage(file, how):
+    data = bytearray(file.read_bytes())
+    if how == "flipped":
+        data[-20] ^= 16
+    file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "another": b"[[1], 2, {}]"}.get(how, data))
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "another"])
+def test_a_damaged_cache_is_made_anew(world, call, how):
+    first = call(zero_shot.main, "--data", "tiny", "--model", "toy-RN")
+    assert first[0] == 0
+    files = sorted(f for f in Path("cache").rglob("*") if f.is_file() and f.suffix in (".npy", ".npz", ".json"))
+    assert len(files) == 5
+    for file in files:
+        whole = file.read_bytes()
+        damage(file, how)
+        code, out, err = call(zero_shot.main, "--data", "tiny", "--model", "toy-RN")
+        notes = [line for line in out.splitlines() if "is damaged (" in line]
+        assert code == 0 and not err and len(notes) == 1 and file.read_bytes() == whole
+        assert out.replace(notes[0] + "\n", "") == first[1]
+
+
+def told(world_name="toy-RN", **more):
+    """What a head of four classes for the toy says of itself."""
+    names = ["a", "b", "c", "d"]
+    sha = common.file_sha256("weights/toy-RN.pt")
+    base = {"model": "toy-RN", "features": "penultimate", "act": "", "sha256": sha, "classes": names, "words": names}
+    return base | {"prompts": ["a {}"], "type": ""} | more
+
+
+def head(classes=4, width=512, dtype=torch.float32, value=0.0):
+    return {"head.weight": torch.full((classes, width), value, dtype=dtype), "head.bias": torch.full((classes,), value, dtype=dtype)}
+
+
+def test_odd_heads_are_refused_by_file_and_reason(world, call):
+    width = common.load_model("toy-RN", "cpu", features="penultimate").width
+    picture = next(Path("data/tiny/Test").glob("*/*.*"))
+    odd = {
+        "two rows": (told(), head(2, width)),
+        "narrow": (told(), head(4, width - 1)),
+        "no bias": (told(), {"head.weight": head(4, width)["head.weight"]}),
+        "nan": (told(), head(4, width, value=float("nan"))),
+        "integers": (told(), head(4, width, torch.int64)),
+        "complex": (told(), head(4, width, torch.complex64)),
+        "flat": (told(), {"head.weight": torch.zeros(4 * width), "head.bias": torch.zeros(4)}),
+        "no words": (told(words=None), head(4, width)),
+        "class names": (told(classes=[1, 2, 3, 4]), head(4, width)),
+        "few words": (told(words=["a"]), head(4, width)),
+        "no model": (told(model=None), head(4, width)),
+        "view": (told(view={"size": -1}), head(4, width)),
+        "calibration": (told(calibration={"temperature": 0}), head(4, width)),
+        "held out": (told(), head(4, width) | {"held_out.weight": torch.zeros(4, 3), "held_out.bias": torch.zeros(4)}),
+        "scale": (told(method="cs"), {"head.logit_scale": torch.zeros(3)}),
+    }
+    for name, (about, tensors) in odd.items():
+        save_weights(f"{name}.safetensors", tensors, about)
+        runs = [(linear_probe.main, "--load", f"{name}.safetensors", "--predict", picture, "--weights", "weights/toy-RN.pt")]
+        runs += [(finetune.main, "--data", "tiny", "--model", "toy-RN", "--head", f"{name}.safetensors", "--epochs", 1)]
+        for run in runs[: 1 + (name != "scale")]:
+            if name == "scale":
+                run = run[:-2]
+            code, _, err = call(*run)
+            assert code == 2 and f"{name}.safetensors: " in err and err.count("\n") == 1, (name, err)
+    save_weights("good.safetensors", head(4, width), told())
+    good = Path("good.safetensors").read_bytes()
+    assert call(linear_probe.main, "--load", "good.safetensors", "--predict", picture, "--weights", "weights/toy-RN.pt")[0] == 0
+    for place in range(0, len(good), len(good) // 40):  # no flipped bit but in white space is passed over
+        Path("bad.safetensors").write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        code, out, err = call(linear_probe.main, "--load", "bad.safetensors", "--predict", picture, "--weights", "weights/toy-RN.pt")
+        assert code == 2 and err.count("\n") == 1, (place, err)
+
+
+def test_a_flipped_bit_in_weights(world, capsys):
+    good = Path("weights/toy-RN.pt").read_bytes()
+    for place in range(100, len(good), len(good) // 20):
+        Path("bad.pt").write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        try:
+            found = read_weights("bad.pt")[1]
+        except SystemExit:
+            error = capsys.readouterr().err
+            assert error.startswith("pytest") or "bad.pt: not a readable file of tensors" in error
+        else:  # between the tensors
+            assert all(t.equal(found[name]) for name, t in read_weights("weights/toy-RN.pt")[1].items())
+
+
+def test_damaged_results(world, call, capsys):
+    assert call(zero_shot.main, "--data", "tiny", "--model", "toy-RN", "--out", "r.json")[0] == 0
+    record, arrays = read_result("r.json")
+    good = Path("r.npz").read_bytes()
+    for place in range(0, len(good), len(good) // 60):
+        Path("r.npz").write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        try:
+            found = read_result("r.json")[1]
+        except SystemExit:
+            assert "r.npz: cannot be read" in capsys.readouterr().err
+        else:
+            assert all(np.array_equal(found[name], a) for name, a in arrays.items())
+    for odd in ({"confidence": arrays["confidence"] * np.nan}, {"true": arrays["true"][1:]}):
+        np.savez("r.npz", **arrays | odd)
+        with pytest.raises(SystemExit):
+            read_result("r.json")
+        assert "r.npz: cannot be read" in capsys.readouterr().err
+
+
+# ---- odd names and flags ----------------------------------------------------------------------------------------------
+
+ODD = [b"caf\xe9", b"two\nlines", b"\x1b[31mred", b"plain", "\u202ename".encode()]
+
+
+def odd_names(folder):
+    """A data set of five classes with such names, of pictures with such names, and links that go round and nowhere."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ODD:
+            place = os.path.join(os.fsencode(folder), split.encode(), name)
+            os.makedirs(place)
+            for end in (b"1.png", name + b".png", b"3.png"):
+                with open(os.path.join(place, end), "wb") as file:
+                    Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(file, "PNG")
+        (folder / split / "loop").symlink_to("loop")
+        (folder / split / "plain" / "loop.png").symlink_to("loop.png")
+        (folder / split / "plain" / "gone.png").symlink_to("gone")
+        (folder / split / "plain" / "up").symlink_to("..")
+
+
+def test_odd_names_in_every_script(world):
+    odd_names(world / "own")
+    Path("t.txt").write_text("a {}\nthe {}\n")
+    more = {"linear_probe": "--save h.safetensors --suspects s.csv", "zero_shot": "--grid caf\udce9.png", "prompts": "--templates t.txt"}
+    more |= {"few_shot": "--seeds 2 --shots 1", "finetune": "--epochs 1 --batch 8 --save n.safetensors"}
+    program = f"import sys, {', '.join(more)}"
+    for script, flags in more.items():
+        command = f"{script}.py --data ./own --model toy-RN --out caf\udce9-{script}.json {flags}"
+        program += f"\nsys.argv = {command.split()!r}\n{script}.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=path())
+    assert done.returncode == 0 and not done.stderr and b"\x1b" not in done.stdout, done.stderr
+    for script in more:
+        record, arrays = read_result(Path(f"caf\udce9-{script}.json"))
+        assert sorted(map(os.fsencode, record["data"]["classes"])) == sorted(ODD) and record["data"]["counts"]["test"] == 15
+        assert len(arrays["index"]) == 15
+
+
+def test_flags_that_cannot_be(world, call):
+    """Each ends in one line before any work, by argparse or by fail."""
+    Path("deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    Path("file").touch()
+    long, data = "n" * 300, ["--data", "tiny", "--model", "toy-RN"]
+    odd = [["--device", "meta"], ["--seed", "1" * 23], ["--prompts", "deep.json"], ["--classnames", "deep.json"], ["--data", "/"]]
+    odd += [["--weights", ""], ["--data", ""], ["--grid", "."], ["--out", "file/x.json"], ["--grid", "file/x"], ["--grid", ""]]
+    odd += [["--out", "/proc/x.json"], ["--out", "n" * 249 + ".json"], ["--out", "d.json"]]
+    odd += [[flag, long] for flag in ("--data", "--model", "--weights", "--prompts", "--classnames", "--groups", "--grid", "--fit")]
+    odd += [["--groups", f"{long}.csv"], ["--model", f"{long}.py"], ["--out", f"{long}.json"], ["--data", f"{long}.csv"]]
+    Path("d.json").mkdir()
+    (Path("l.json")).symlink_to("l.json")
+    for flags in odd:
+        code, out, err = call(zero_shot.main, *data, *flags)
+        assert code == 2 and err.splitlines()[-1].startswith("zero_shot.py: ") and len(err.splitlines()[-1]) < 2000, (flags, err)
+        assert "top-1" not in out and not Path("cache/features").exists(), flags
+    for flags in (
+        ["--head", long],
+        ["--load", long, "--predict", "x"],
+        ["--load", "file", "--predict", long],
+        ["--save", "file/x.safetensors"],
+    ):
+        code, _, err = call(finetune.main, "--data", "tiny", *flags)
+        assert code == 2 and "Traceback" not in err, flags
+
+
+def test_a_link_stays_a_link(world, call):
+    Path("there").mkdir()
+    for name in ("out.json", "new.json"):
+        Path(name).symlink_to(f"there/{name}")
+    Path("there/out.json").write_text("old")
+    for name in ("out.json", "new.json"):
+        assert call(zero_shot.main, "--data", "tiny", "--model", "toy-RN", "--out", name)[0] == 0
+        assert Path(name).is_symlink() and json.loads(Path("there", name).read_text())["format"] == common.FORMAT

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, random_weights, run
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import InterpolationMode, functional as TF
 
@@ -26,7 +26,7 @@ import finetune
 import linear_probe
 import toy
 import zero_shot
-from common import fit, half_epochs, load_model, snapshot
+from common import fit, half_epochs, load_model, read_weights, save_weights, snapshot
 
 # ---- augmentation ---------------------------------------------------------------------------------------------------
 
@@ -473,11 +473,10 @@ def test_a_probe_is_a_start_that_has_not_seen_what_validates(model, world, call)
     # training goes on from the probe of the images that train here: as it is on them, and not as the final probe on those that validate
     tune(call, "--model", model, "--head", "head.safetensors", "--lr", 0, "--head-lr", 0, "--no-augment", "--out", "still.json")
     still = record("still.json")
-    path, logits = "head.safetensors", []
+    logits = []
     for name in ("head", "held_out"):
         swapped = {f"head.{part}": tensors[f"{name}.{part}"] for part in ("weight", "bias")}
-        with safe_open(path, "pt") as file:
-            save_file(swapped, "one.safetensors", file.metadata())
+        save_weights("one.safetensors", swapped, read_weights("head.safetensors")[0])
         files = sorted((world / "data/tiny/Test").rglob("*.jpg"))
         _, out, _ = call(finetune.main, "--load", "one.safetensors", "--predict", *files)
         logits.append([line.split() for line in out.splitlines() if not line.startswith("/")])
