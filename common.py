@@ -579,6 +579,8 @@ def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None
     if base is None:
         fail(f"--data {root}: only a validation {source.part}; a train or a test {source.part} is needed")
     classes = {*found[base]}
+    if base == "all" and {c.lower() for c in classes} <= {*_SPLITS}:
+        fail(f"--data {root}: {some(sorted(classes))} hold pictures and no class folders; give --label-from, or a folder for each class")
     for split in found:
         extra = sorted({*found[split]} - classes)
         if extra and not union:
@@ -1640,8 +1642,8 @@ def check_saved(parser, args):
         parser.error("--load belongs to either --predict or --export")
     if (args.csv and not args.predict) or (args.bom and not args.csv):
         parser.error("--csv is for --predict, --bom for --csv")
-    if args.load and args.fit:
-        parser.error("--load knows how its pictures were brought into shape: --fit is for training")
+    if args.load and (args.model or args.fit):
+        parser.error("--load knows its encoder and how pictures are brought into shape: --model and --fit are for training")
 
 
 def check_head(file, told, tensors, width=None):
@@ -1721,6 +1723,8 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
     """
     calibration, paths = calibration or {}, []
     for file in map(Path, files):
+        if file.suffix.lower() in (".zip", ".tar"):
+            fail(f"{file}: an archive; unpack it to have its pictures named")
         inside = [str(file / path) for path, *_ in _Folder(file).files(file)] if os.path.isdir(file) else [str(file)]
         paths += inside or fail(f"{file}: holds no pictures")
 
@@ -1875,7 +1879,7 @@ def _find_splits(top):
                 splits = {split: f.folders[0] for split, f in splits.items()}
             return splits
         level = [g for f in level for g in f.folders]
-    fail(f"--data {top.path}: no images in class folders; put each class into a folder of its own, named after the class")
+    fail(f"--data {top.path}: no images in class folders; put each class into a folder of its own, or let --label-from read it from names")
 
 
 def _print_left_out(top, splits):
@@ -2728,10 +2732,9 @@ def _clusters(images, block=_BLOCK):
     even, odd = (torch.cat(part) for part in zip(*(_marks(x) for _, x in _thumbnail_blocks(images, "cpu", block))))
     for members in np.split(np.argsort(labels, kind="stable"), np.flatnonzero(np.diff(np.sort(labels))) + 1):
         group = np.arange(len(members))
-        mine = torch.from_numpy(members)
         for first in range(0, len(members) if len(members) > 1 else 0, block):
             for start in range(first, len(members), block):  # pairs before these have been seen
-                pair = [(even[rows], odd[rows]) for rows in (mine[first : first + block], mine[start : start + block])]
+                pair = [(even[rows], odd[rows]) for rows in (members[first : first + block], members[start : start + block])]
                 linked = (_similarity(*pair)[0] > _COPY).numpy()
                 for i in np.flatnonzero(linked.any(1)):
                     joined = np.unique(group[[first + i, *(start + np.flatnonzero(linked[i]))]])
@@ -2966,7 +2969,8 @@ def _load_file(name, weights, act):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        encoder = module.load(rest, weights)
+        load = getattr(module, "load", None)
+        encoder = load and load(rest, weights)
     except ModuleNotFoundError as error:
         needs = getattr(module, "PACKAGES", error.name)
         fail(f"--model {name} needs a package that is not here: pip install {needs} ({why(error)})")
@@ -2974,7 +2978,13 @@ def _load_file(name, weights, act):
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == spec.origin]
         fail(f"--model {name}: {file}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {why(error)}")
     if not isinstance(encoder, Encoder):
-        fail(f"--model {name}: load of {file} gives {type(encoder).__name__}, not an Encoder of common.py")
+        wrong = f"load of {file} gives {type(encoder).__name__}, not an Encoder of common.py"
+        fail(f"--model {name}: {wrong if load else f'{file} has no function load(name, weights)'}")
+    mean, std = np.asarray(encoder.mean), np.asarray(encoder.std)
+    if not (mean.shape == std.shape == (3,) and (mean >= 0).all() and (mean <= 1).all() and (std > 0).all() and (std <= 1).all()):
+        fail(f"--model {name}: mean {encoder.mean} and std {encoder.std} must be of three colours, from 0 to 1")
+    if encoder.text and (encoder.tokenizer is None or encoder.logit_scale is None):
+        fail(f"--model {name}: its Encoder has text, which needs tokenizer and logit_scale, too")
     if act and act != encoder.act:
         fail(f"--act is for CLIP's own names; --model {name} knows its activation{f', {encoder.act}' * bool(encoder.act)}")
     width = _measure(name, encoder)
@@ -2984,9 +2994,12 @@ def _load_file(name, weights, act):
 
     # the tensors, and apart from them the code, because a new version of it need not make a saved head useless
     net = encoder.net or encoder.visual
+    state, saved = net.state_dict(), read_weights(weights)[1] if about else {}  # of finetune.py
+    if lost := [key for key, tensor in saved.items() if key in state and not torch.equal(state[key].cpu(), tensor)]:
+        fail(f"--model {name}: load of {file} does not take the weights of {weights}, such as {lost[0]}")
     packages = sorted({type(m).__module__.partition(".")[0] for m in net.modules()} - {"torch", spec.name})
     versions = [f"{p} {v}" for p in packages if (v := getattr(sys.modules.get(p), "__version__", None))]
-    return encoder, _tensors_sha256(net.state_dict()), [file_sha256(file), *versions], about
+    return encoder, _tensors_sha256(state), [file_sha256(file), *versions], about
 
 
 def _measure(name, encoder):

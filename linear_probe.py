@@ -269,8 +269,9 @@ def search_copies(images, right, device):
     print(f"copies          {metrics['near_copies']:.3f}   of the test images are copies of a training image{first}")
     if wrong:
         print(f"note: {counted(len(wrong), 'test image')} with a copy in another class of train, a wrong label: {named(wrong)}")
-    without = f"{left.double().mean():.3f}" if len(left) >= FEW else "too few left"
-    print(f"without them    {without}   {counted(len(left), 'image')}")
+    if pairs:
+        without = f"{left.double().mean():.3f}" if len(left) >= FEW else "too few left"
+        print(f"without them    {without}   {counted(len(left), 'image')}")
     return metrics, pairs
 
 
@@ -385,7 +386,7 @@ def search_suspects(data, images, x, y, l2, mean, scale, file):
         print(f"  {path}: {given} {low:.2f} -> {other} {high:.2f}")
 
     header = ["path", "split", "given", "likely", "given_probability", "likely_probability"]
-    captions = [caption(path, f"{given} -> {other}") for path, _, given, other, *_ in found[:SUSPECTS]]
+    captions = [caption(path, f"{split}, {given} -> {other}") for path, split, given, other, *_ in found[:SUSPECTS]]
     title = f"{data.name}: labels that look wrong, given -> likely; {min(SUSPECTS, len(found))} of {len(found):,}"
     pictures = [picture(images, *where[row]) for row in rows[:SUSPECTS].tolist()]
     listed = [(*names, f"{low:.4f}", f"{high:.4f}") for *names, low, high in found]

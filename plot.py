@@ -344,15 +344,13 @@ def draw_curves(study, title, lines, keys):
     fig, axes = panels(2, sharey=True)
     for i, (run, colour, line) in enumerate(lines):
         rows = [row for row in run.history if "epoch" in row and row["seed"] == run.history[0]["seed"]]
-        count = run.record["data"]["counts"]["val"]
-        trained = [row for row in rows if row["train"] is not None]
-        axes[0].plot([r["epoch"] for r in trained], [r["train"] for r in trained], line, color=colour, lw=1.4)
-        val = np.array([row["val"] for row in rows])
-        axes[1].plot([row["epoch"] for row in rows], val, line, color=colour, lw=1.4)
-        low, high = wilson(val[-1], count)
+        epochs, train, val = (np.array([row[what] for row in rows], float) for what in ("epoch", "train", "val"))  # None becomes nan
+        axes[0].plot(epochs, train, line, color=colour, lw=1.4)
+        axes[1].plot(epochs, val, line, color=colour, lw=1.4)
+        low, high = wilson(val[-1], run.record["data"]["counts"]["val"])
         beside = 1.02 + min(0.015, 0.15 / len(lines)) * i
-        end, error = rows[-1]["epoch"] * beside, [[val[-1] - low], [high - val[-1]]]
-        axes[1].errorbar([end], val[-1:], error, color=colour, elinewidth=0.8, capsize=2)
+        error = [[val[-1] - low], [high - val[-1]]]
+        axes[1].errorbar(epochs[-1:] * beside, val[-1:], error, color=colour, elinewidth=0.8, capsize=2)
     for ax, split in zip(axes, ("training batches, augmented", "validation, 95 % interval at the end")):
         ax.set_title(split)
         ax.set_xlabel("epoch")
@@ -827,7 +825,9 @@ def say_labels(study, margin, digits):
         held = [k for k, _, word in rows if word == "enough"]
         text = f"{few.model} {held[-1] if held else 'all'}" if rows else ""
         for k, gap, word in rows:
-            told = {"too few": "lose accuracy", "cannot be told": "may do, which so few test images cannot show"}.get(word)
+            told = {"too few": "lose accuracy", "cannot be told": "seem to lose accuracy, which so few test images cannot show"}.get(word)
+            if word == "cannot be told" and gap[0] > -margin:
+                told = "may do, which so few test images cannot show"
             text += f" ({k} {told}: {figure_of(gap, digits, '+')} against all)" if told else ""
         parts += [text] if text else []
     return [f"**How many labels a class** (to lose less than {margin:g} against all of them): {'; '.join(parts)}."] if parts else []

@@ -8,6 +8,7 @@ From decoded picture to features, enlarging included. plot.py reads the file; on
 import argparse
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,7 +47,8 @@ def main():
             model = load_model(name, fit=args.fit)
         except SystemExit:  # it has said why; the others are measured all the same
             continue
-        x = data.images(model.size, ["test"])["test"][: args.batch or model.batch]
+        with redirect_stdout(None):  # the runs have said it
+            x = data.images(model.view, ["test"])["test"][: args.batch or model.batch]
         model.encode_image(x)
         running[name] = model, x, []
     for _ in progress(range(ROUNDS), "speeds", "round"):

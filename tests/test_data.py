@@ -546,3 +546,11 @@ def test_classes_of_one_or_two_test_images_are_named(world, call):
             file.unlink()
     out = call(zero_shot.main, "--data", "./own", "--model", "toy-RN")[1]
     assert f"note: 2 classes judged on one or two test images: {first.name}, {second.name}\n" in out
+
+
+def test_splits_are_no_classes(tmp_path):
+    for split in ("train", "test"):
+        picture(tmp_path / "flat" / split / "apple_1.png")
+    with pytest.raises(SystemExit):
+        load_data(str(tmp_path / "flat"))
+    assert load_data(str(tmp_path / "flat"), label_from="[a-z]+").classes == ["apple"]

@@ -329,7 +329,7 @@ def test_a_package_that_is_absent_is_named(package, name, monkeypatch, capsys):
 
 
 BROKEN = {
-    "x = 1": "has no attribute 'load'",
+    "x = 1": "no function load",
     "def load(name, weights):\n    return 1 / 0": "line 2: ZeroDivisionError",
     "def load(name, weights): return 5": "gives int, not an Encoder",
     "import nothing_like_it": "pip install nothing_like_it",
@@ -547,3 +547,33 @@ def test_views_compare_and_refuse():
     for wrong in ({"size": (64, 32)}, {"size": 64, "fit": "stretch"}, {"size": 64, "interpolation": "nearest"}):
         with pytest.raises(ValueError, match="not supported"):
             View(**wrong)
+
+
+FAULTS = {  # what a file says wrong, and a word of the line that says so
+    "return Encoder(net, View(32), 0.5, 0.5)": "three colours",
+    "return Encoder(net, View(32), (127,) * 3, (64,) * 3)": "three colours",
+    "return Encoder(net, View(32), (0.5,) * 3, (0.5,) * 3, text=net)": "tokenizer",
+    "return net": "not an Encoder",
+}
+
+
+@pytest.mark.parametrize("line", FAULTS)
+def test_what_a_file_says_wrong_is_a_line(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net = "nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))"
+    head = "from torch import nn\nfrom common import Encoder, View\n\ndef load(name, weights):\n    net = "
+    (tmp_path / "e.py").write_text(f"{head}{net}\n    {line}\n")
+    assert FAULTS[line] in refused(capsys, "e.py", "cpu")
+    (tmp_path / "e.py").write_text("x = 1\n")
+    assert "no function load" in refused(capsys, "e.py", "cpu")
+
+
+def test_a_file_that_ignores_weights_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    head = "from torch import nn\nfrom common import Encoder, View\n\ndef load(name, weights):\n    "
+    (tmp_path / "e.py").write_text(
+        f"{head}return Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), View(32), (0.5,) * 3, (0.5,) * 3)\n"
+    )
+    model = load_model("e.py", "cpu", precision="float32")
+    common.save_weights("w.safetensors", model.state_dict(), {"model": "e.py"})
+    assert "does not take the weights of w.safetensors" in refused(capsys, "e.py", "cpu", "w.safetensors")

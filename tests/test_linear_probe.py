@@ -307,8 +307,7 @@ def test_bad_input_is_one_line(world, call):
     (world / "file").write_text("")
     for place in ("file/head.safetensors", "/proc/head.safetensors"):
         assert place in line("--data", "tiny", "--model", "toy-RN", "--save", place, "--out", "kept.json")
-        assert json.loads((world / "kept.json").read_text())  # the result is not lost with the head
-        (world / "kept.json").unlink()
+        assert not (world / "kept.json").exists()  # it is said before the work
     shutil.copytree(world / "data" / "tiny", world / "own")
     folder = sorted((world / "own" / "Training").iterdir())[1]
     for file in folder.iterdir():

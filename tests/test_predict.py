@@ -202,7 +202,7 @@ def mobilenet_head(folder):
     torch.manual_seed(0)
     tensors = {"head.weight": torch.randn(3, 1280) / 8, "head.bias": torch.randn(3)}
     about = {"model": model.name, "features": model.kind, "act": "", "sha256": model.sha256, "classes": ["ash", "elm, or so", "yew"]}
-    about["calibration"] = {"temperature": 2.0, "lac": 1.0}
+    about |= {"words": about["classes"], "prompts": [], "type": "", "calibration": {"temperature": 2.0, "lac": 1.0}}
     save_weights(folder / "head.safetensors", tensors, about)
 
 
