@@ -128,7 +128,7 @@ class _Printed:
         return getattr(self.stream, name)
 
     def write(self, text):
-        return self._try(self.stream.write, re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], text))
+        return self._try(self.stream.write, _plain(text, keep="\t\n"))
 
     def flush(self):
         return self._try(self.stream.flush)
@@ -164,9 +164,9 @@ def fail(message):
     raise SystemExit(2)
 
 
-def _plain(text):
-    """Text whose control characters, as a name of a file may hold, are written out."""
-    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: ascii(m[0])[1:-1], str(text))
+def _plain(text, keep=""):
+    """Text whose control characters, as a name of a file may hold, are written out, but for those to keep."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text))
 
 
 _MINE = f".{re.sub('[^A-Za-z0-9]', '', platform.node())}-"  # names of temporary files; another machine may share the folder
@@ -2966,7 +2966,7 @@ def _load_file(name, weights, act):
     Runs the file, which is code. Fails where that fails, or what it makes is no Encoder of square RGB pictures.
     """
     file, rest = _encoder_file(name)
-    about = read_weights(weights)[0] if weights and Path(weights).suffix == ".safetensors" else {}
+    about, saved = read_weights(weights) if weights and Path(weights).suffix == ".safetensors" else ({}, {})
     if file.parent != Path(__file__).with_name("encoders"):  # for what lies beside it; last, so that nothing there hides a package
         sys.path.append(str(file.parent.absolute()))
     spec = importlib.util.spec_from_file_location(f"_encoder_{file.stem}", file)
@@ -2998,8 +2998,9 @@ def _load_file(name, weights, act):
 
     # the tensors, and apart from them the code, because a new version of it need not make a saved head useless
     net = encoder.net or encoder.visual
-    state, saved = net.state_dict(), read_weights(weights)[1] if about else {}  # of finetune.py
-    if lost := [key for key, tensor in saved.items() if key in state and not torch.equal(state[key].cpu(), tensor)]:
+    state = net.state_dict()
+    ours = saved if about else {}  # of finetune.py, whose names are those of the network
+    if lost := [key for key, tensor in ours.items() if key in state and not torch.equal(state[key].cpu(), tensor)]:
         fail(f"--model {name}: load of {file} does not take the weights of {weights}, such as {lost[0]}")
     packages = sorted({type(m).__module__.partition(".")[0] for m in net.modules()} - {"torch", spec.name})
     versions = [f"{p} {v}" for p in packages if (v := getattr(sys.modules.get(p), "__version__", None))]

@@ -16,6 +16,7 @@ for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # make may run the tests, and
     os.environ.pop(name, None)
 
 import toy
+from common import load_model
 
 
 def random_weights(name, seed=0):
@@ -76,6 +77,15 @@ def real():
     if not os.environ.get("REAL_DATA"):
         pytest.skip("REAL_DATA is unset")
     return Path(os.environ["REAL_DATA"])
+
+
+def refused(capsys, *args, **named):
+    """The line with which load_model refuses its arguments."""
+    with pytest.raises(SystemExit) as end:
+        load_model(*args, **named)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    return error
 
 
 def run(*command, cwd=".", script_folder=ROOT):

@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, refused
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -259,14 +259,6 @@ def test_timm_of_the_cache_is_its_published_file(hub, tmp_path, monkeypatch):
 
 
 # ---- names, and what must not pass ---------------------------------------------------------------------------------------
-
-
-def refused(capsys, *args, **named):
-    with pytest.raises(SystemExit) as end:
-        load_model(*args, **named)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1
-    return error
 
 
 def test_wrong_names_end_in_one_line_with_the_nearest(hub, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from clip.model import CLIP as Network, QuickGELU
-from conftest import random_weights
+from conftest import random_weights, refused
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -237,14 +237,6 @@ def test_frozen_model_stays_frozen(world):
 
 
 # ---- weights that must not pass -------------------------------------------------------------------------------------
-
-
-def refused(capsys, *args, **named):
-    with pytest.raises(SystemExit) as end:
-        load_model(*args, **named)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1
-    return error
 
 
 class Bomb:
