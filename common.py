@@ -191,18 +191,35 @@ def lock(path):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115
+        held, name = _hold(path)
     except OSError as error:
         fail(f"{path}: cannot be written: {why(error)}")
-    with held:
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            name.unlink()  # while it is held
+        held.close()
+
+
+def _hold(path):
+    """(open file that is locked for `path`, its name)."""
+    name, said = path.with_name(f".{path.name[:200]}.lock"), False
+    while True:
+        held = open(name, "w")  # noqa: SIM115
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"note: waits for another run, which makes {path}", flush=True)
+            if not said:
+                print(f"note: waits for another run, which makes {path}", flush=True)
+            said = True
             fcntl.flock(held, fcntl.LOCK_EX)
-        except (AttributeError, OSError):
-            pass
-        yield
+        except (AttributeError, OSError):  # Windows, and file systems without locks
+            return held, name
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held.fileno()), os.stat(name)):
+                return held, name
+        held.close()  # its owner has come to its end and taken the file away: again
 
 
 @contextmanager
@@ -269,9 +286,13 @@ def read_json(path):
 
 def write_json(path, value):
     """JSON, whole or not at all; numbers that are not finite, which JSON has not, become null."""
-    value = json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(value), indent=1) + "\n", encoding="utf-8")
+
+
+def _finite(value):
+    """A value as JSON gives it back."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
 
 
 def _keep_json(path, value):
@@ -289,12 +310,23 @@ def _kept_json(path):
 
 
 def _kept(path, read):
-    """read(path) of a file of the cache; None, to make it anew, where it is absent, or damaged, which a note says."""
-    if path.exists():
-        try:
-            return read(path)
-        except Exception as error:
-            print(f"note: {path} is damaged ({why(error)}), so it is made anew")
+    """read(path) of a file of the cache; None, to make it anew, where it is absent, or damaged, which a note says and ends."""
+    try:
+        return read(path) if path.exists() else None
+    except Exception as error:
+        print(f"note: {path} is damaged ({why(error)}), so it is made anew")
+        with suppress(OSError):
+            path.unlink()
+
+
+def _kept_or_made(path, read, make):
+    """read(path) of a file of the cache, after make() where that is absent or damaged; one process makes it, its twins wait."""
+    if (found := _kept(path, read)) is None:
+        with lock(path):
+            if (found := _kept(path, read)) is None:  # still, when a twin may have made it
+                make()
+                found = read(path)
+    return found
 
 
 def file_sha256(path):
@@ -867,10 +899,8 @@ class Model:
         # a file for each chunk, so that a run that is cut off loses one at most
         found = torch.empty(len(images), self.width)
         with progress(None, f"{self.name} features", "img", len(images)) as bar:
-            for start in range(0, len(images), _CHUNK):
-                path, part = folder / f"{start:07d}.npz", found[start : start + _CHUNK]
-                if _kept(path, read) is not None:
-                    continue
+
+            def make():
                 done = []
                 for x in images.batches(self.batch, start, start + len(part)):
                     done.append(self.encode_image(x))
@@ -878,6 +908,10 @@ class Model:
                 self.finite(part.copy_(torch.cat(done)), "features")
                 with atomic(path) as temporary, open(temporary, "wb") as file:
                     np.savez(file, x=part.numpy())
+
+            for start in range(0, len(images), _CHUNK):
+                path, part = folder / f"{start:07d}.npz", found[start : start + _CHUNK]
+                _kept_or_made(path, read, make)
         return found.to(self.device), images.labels.to(self.device)
 
     def embed(self, captions, batch=512):
@@ -1335,7 +1369,8 @@ def report(args, data, model, images, metrics, method="", logits=None, labels_us
     if arrays:  # first: where the record exists, its predictions do
         with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), cluster=last.clusters, **arrays)
-    write_json(out, _record(args, data, model, images, metrics, table, labels_used, history))
+    record = _finite(_record(args, data, model, images, metrics, table, labels_used, history))
+    write_json(out, record | {"checksum": digest(record)})
     print(f"wrote {out}")
 
 
@@ -1379,6 +1414,7 @@ def read_result(file):
         again = record.get("command") if isinstance(record, dict) else None
         again = f"make it anew: {again}" if isinstance(again, str) else "take it away, or make it anew"
         fail(f"{file}: not a result of these scripts, or of older ones; {again}")
+    _unseal(file, record)
     try:
         arrays = dict(np.load(saved)) if saved.exists() else {}
         if any(a.dtype.kind not in "biufU" or (a.dtype.kind == "f" and not np.isfinite(a).all()) for a in arrays.values()):
@@ -1388,6 +1424,12 @@ def read_result(file):
     except Exception as error:  # whatever it is that damage makes zipfile and numpy raise
         fail(f"{saved}: cannot be read: {why(error)}; delete it and its .json, and make makes both anew")
     return record, arrays
+
+
+def _unseal(file, record):
+    """Take the checksum out of a record of `report`; fails where anything else in it has changed since."""
+    if (told := record.pop("checksum", None)) and told != digest(record):
+        fail(f"{file}: damaged, or changed by hand: another checksum; make it anew, or take its checksum out if you know what you did")
 
 
 def code_version():
@@ -2320,6 +2362,7 @@ def _read_template_file(path):
     if path.suffix != ".json":
         found = [line for line in found if line.strip()]
     if isinstance(found, dict) and found.get("script") == "prompts":
+        _unseal(path, found)
         labels_used = found.get("labels_used", 0)
         print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {found.get('data', {}).get('name')}: not zero-shot")
         found = found.get("metrics", {}).get("ensemble")
@@ -2434,7 +2477,7 @@ def _part_groups(splits, groups):
 
 # ---- pictures: decoded once ---------------------------------------------------------------------------------------
 
-_DECODING = 4  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
+_DECODING = 5  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
 _CHECKED = 1 << 30  # bytes up to which a checksum is compared at each start, a quarter of a second; of more pixels only their number is
 _THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
 
@@ -2574,29 +2617,33 @@ def _load_images(data, split, size):
     """
     view = _as_view(size)
     files = data.files(split)
-    listing = [*data.key, *(row[:3] for row in files)]  # no labels
+    # no labels; and whether a file has changed behind an unchanged size and time, as `cp -p` and archives may leave them
+    try:
+        changed = [os.stat(data.root / row[0]).st_ctime_ns for row in files] if data.kind in ("folder", "csv") else []
+    except OSError as error:
+        fail(f"{error.filename}: {why(error)}")
+    listing = [*data.key, *(row[:3] for row in files), changed]
     stem = f"cache/images/{data.name}-{split}"
     scan = Path(f"{stem}-{digest([_DECODING, listing])}.json")
-    native = _kept(scan, _kept_json)
-    if native is None:
-        native = native_size(image_sizes(data, files))
-        _keep_json(scan, native)
+    native = _kept_or_made(scan, _kept_json, lambda: _keep_json(scan, _native(data, files)))
     view = View(native) if 0 < native < view.size else view
     stored = view.size
-    key = digest([_DECODING, listing, asdict(view)])
-    path, small, meta = (Path(f"{stem}-{stored}-{key}{end}") for end in (".npy", "-thumbnails.npy", ".json"))
+    name = f"{stem}-{stored}-{digest([_DECODING, listing, asdict(view)])}"
+    path, small, meta = (Path(name + end) for end in (".npy", "-thumbnails.npy", ".json"))
 
     def read(meta):
         arrays, (reasons, sums) = [np.load(file, "r") for file in (path, small)], _kept_json(meta)
         for array, side, told in zip(arrays, (stored, _THUMBNAIL), sums):
-            if array.shape != (len(files), side, side, 3) or array.dtype != np.uint8 or _checksum(array) != told:
+            right = array.nbytes > _CHECKED or zlib.crc32(array) == told
+            if array.shape != (len(files), side, side, 3) or array.dtype != np.uint8 or not right:
                 raise ValueError("other pixels than were decoded")
-        return *arrays, dict(reasons)
+        return *arrays, dict(reasons), sums[0]
 
-    if (kept := _kept(meta, read)) is None:
-        _keep_json(meta, _decode(data, files, view, path, small, split))  # last: where it exists, the others do
-        kept = read(meta)
-    pixels, thumbnails, reasons = kept
+    # the last that is written is meta: where it exists, the others do
+    make = partial(_decode, data, files, view, path, small, meta, split)
+    pixels, thumbnails, reasons, told = _kept_or_made(meta, read, make)
+    # features are those of the same pixels, wherever these came from: a copied, moved or touched folder has them already
+    key = digest([_DECODING, [row[0] for row in files], [*pixels.shape], told])
     skipped = [(files[i][0], reason) for i, reason in reasons.items()]
     for name, reason in skipped:
         print(f"note: skipped {data.root / name}: {reason}")
@@ -2609,8 +2656,23 @@ def _load_images(data, split, size):
     return Images(pixels, thumbnails, rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
 
 
-def _checksum(array):
-    return zlib.crc32(array) if array.nbytes <= _CHECKED else None
+def _native(data, files):
+    """The side S if all pictures are S x S, else 0. Of broken ones the header does not count: good ones must not depend on them."""
+    rows, sides = {}, []
+    for row, size in zip(files, image_sizes(data, files)):
+        rows.setdefault(size, []).append(row)
+
+    def decodes(row):
+        try:
+            return data.picture(row[0])
+        except (OSError, MemoryError) as error:
+            fail(f"{data.root / row[0]}: {why(error)}; nothing is cached, run again when it can be read")
+        except ValueError:
+            return None
+
+    for size, mine in rows.items():  # one that decodes of each size; where there are two sizes, no more need be known
+        sides += [size] if len(sides) < 2 and any(map(decodes, mine)) else []
+    return native_size(sides)
 
 
 def _reserve(path):
@@ -2625,9 +2687,9 @@ def _reserve(path):
             raise
 
 
-def _decode(data, files, view, path, small, what):
-    """Write the pixels (N, size, size, 3) of rows of `data` to `path`, thumbnails to `small`; [(position, why not)] of the rest, and the
-    checksums of both."""
+def _decode(data, files, view, path, small, meta, what):
+    """Write the pixels (N, size, size, 3) of rows of `data` to `path`, thumbnails to `small`, and to `meta` [(position, why not)] of the
+    rest and the checksums of both."""
     side = view.size
     need, free = len(files) * side * side * 3, shutil.disk_usage(path.parent).free
     if need > free:
@@ -2650,10 +2712,10 @@ def _decode(data, files, view, path, small, what):
         if unread:
             fail(f"{unread[0]}; nothing is cached, run again when it can be read")
         pixels.flush()
-        sums = [_checksum(array) for array in (pixels, thumbnails)]
+        sums = [zlib.crc32(array) for array in (pixels, thumbnails)]
     with atomic(small) as temporary, open(temporary, "wb") as file:
         np.save(file, thumbnails)
-    return sorted(reasons), sums
+    _keep_json(meta, [sorted(reasons), sums])
 
 
 # ---- copies -----------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from common import (
     half_epochs,
     hold_out,
     load,
+    lock,
     measure_calibration,
     paired_difference,
     progress,
@@ -375,7 +376,12 @@ def tune(args, net, model, images, seed, checkpoint, depends):
     legs = half_epochs(loader(train, seed), len(train), args.batch, args.epochs, seed)
     weights = 1 / torch.bincount(train.labels).to(model.device) if args.balance else None  # a batch's mean is over the sum of its weights
     step = train_step(net, model, not args.no_augment, weights)
-    history, best = fit(net, optimizer, legs, step, lambda: logits_and_right(net, model, val)[1].mean().item(), model, checkpoint, depends)
+
+    def validate():
+        return logits_and_right(net, model, val)[1].mean().item()
+
+    with lock(checkpoint):  # a twin waits, and goes on from where this one is
+        history, best = fit(net, optimizer, legs, step, validate, model, checkpoint, depends)
 
     # WiSE-FT: validation picks how far to go from the start to the best, of equals the least; no random head is worth staying near
     wise = {0.0: history[0]["val"], 1.0: max(row["val"] for row in history)}

@@ -46,6 +46,7 @@ from common import (
     input_size,
     load_data,
     load_model,
+    lock,
     native_size,
     natural,
     pick_device,
@@ -282,12 +283,21 @@ def as_model(net, name, size, device, dtype, sha256=""):
 # ---- train --------------------------------------------------------------------------------------------------------------
 
 
+def own_size(data, splits):
+    """{split: Images} of the size that the pictures of the first split have, broken ones left aside."""
+    sizes, side = dict(zip((row[0] for row in data.files(splits[0])), image_sizes(data, data.files(splits[0])))), None
+    while side != (side := native_size(sizes.values()) or short_side(sizes.values())):
+        images = data.images(side, splits)
+        for path, _ in images[splits[0]].skipped:
+            sizes.pop(path, None)
+    return images
+
+
 def training_images(args):
     """(Data, {"train": Images, "val": Images}, side of the squares to train on, side of whole pictures to validate with)."""
     data = load_data(args.data, seed=args.seed, union=True, groups=args.groups, label_from=args.label_from)
-    sizes = image_sizes(data, data.files("train"))
     splits = [split for split in ("train", "val") if data.splits.get(split)]
-    images = hold_out(data.images(native_size(sizes) or short_side(sizes), splits), args.seed)
+    images = hold_out(own_size(data, splits), args.seed)
     side = images["train"].pixels.shape[1]
     size, whole = min(SIDE, side) // SCALE * SCALE, images["val"].pixels.shape[1] // SCALE * SCALE
     if min(size, whole) < 2 * SCALE:
@@ -378,7 +388,8 @@ def train(args, device, dtype):
         torch.manual_seed(args.seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0, fused=True)
         legs = half_epochs(load, len(learn), args.batch, epochs, args.seed)
-        rows, best = fit(net, optimizer, legs, step, validate, model, checkpoint, about)
+        with lock(checkpoint):
+            rows, best = fit(net, optimizer, legs, step, validate, model, checkpoint, about)
         chosen = rows[-1]  # adversarial training gives PSNR away on purpose: its last step counts
         if name == "pixel":  # the best on validation
             chosen = max(rows, key=lambda row: row["val"])
@@ -410,8 +421,7 @@ def evaluate(args, models, told):
     test = data.files("test")
     if told.get("files") == data.fingerprint and told["test"] != digest([row[0] for row in test]):
         fail(f"--seed {args.seed}: holds out other test images than training did, which has seen some of them; say --seed {told['seed']}")
-    sizes = image_sizes(data, test)
-    images = data.images(native_size(sizes) or short_side(sizes), ["test"])["test"]
+    images = own_size(data, ["test"])["test"]
     size = images.pixels.shape[1] // SCALE * SCALE
     if size < 12:
         fail(f"--data {args.data}: images of {images.pixels.shape[1]} px are too small to compare, 12 are needed")
@@ -469,6 +479,9 @@ def begun(args, data, model, to):
     other = [key for key in about if found["about"].get(key) != about[key]]
     if found["about"] and other and args.restart:
         for stale in [f for f in (to, part) if f.is_dir()]:
+            names = [f for f in stale.rglob("*") if not f.is_dir() or f.is_symlink()]
+            if other := [str(f) for f in names if f.suffix != ".png" and f.name not in ("upsample.json", "classnames.json")]:
+                fail(f"{other[0]}: not made by this script, so --restart leaves it alone; take it away, or name another folder by --to")
             shutil.rmtree(stale)
         return part, {"about": about}, False
     if os.path.lexists(folder) and other:
@@ -569,7 +582,12 @@ def apply(args, models, told):
     if clash := [f"{a} and {b}" for (a, x), (b, y) in pairwise(sorted(targets.items(), key=lambda t: t[1])) if x == y]:
         fail(f"--data {data.root}: these would get one name: {some(clash, 3)}; rename one of each")
 
-    # what is missing
+    with lock(to):
+        complete(args, data, model, to, rows, targets)
+
+
+def complete(args, data, model, to, rows, targets):
+    """Write what is missing of the copies of `rows` to their targets below `to`."""
     folder, said, whole = begun(args, data, model, to)
     todo = [row for row in rows if not (folder / targets[row[0]]).exists()]
     if whole and len(todo) == len(said.get("skipped", [])):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-# what two runs of the same code differ in, too; that of the generator is the hash of a file whose header had no fixed order
-FREE = ("seconds", "busy", "code", "seconds_per_step", "threads", "images_per_second", "sha256")
+# what two runs of the same code differ in, too; sha256 of the generator is that of a file whose header had no fixed order, the checksum
+# is of a whole record, times included
+FREE = ("seconds", "busy", "code", "seconds_per_step", "threads", "images_per_second", "sha256", "checksum")
 
 
 def flat(value, name=""):

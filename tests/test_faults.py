@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,24 @@ def test_a_twin_waits_and_a_dead_one_keeps_no_lock(tmp_path):
     twin.join()
 
 
+def test_twins_make_what_they_share_once(tmp_path):
+    fork, made, file = multiprocessing.get_context("fork"), tmp_path / "made", tmp_path / "x.json"
+
+    def make():
+        time.sleep(0.2)
+        with open(made, "a") as log:
+            log.write("x")
+        common._keep_json(file, 7)
+
+    twins = [fork.Process(target=common._kept_or_made, args=(file, common._kept_json, make)) for _ in range(4)]
+    for twin in twins:
+        twin.start()
+    for twin in twins:
+        twin.join()
+        assert twin.exitcode == 0
+    assert made.read_text() == "x" and {p.name for p in tmp_path.iterdir()} == {"made", "x.json"}
+
+
 def test_ctrl_c_is_a_line(world):
     """While threads read pictures: those that they have not begun are not read any more."""
     slow = "lambda *a: (print('reads\\n', end='', flush=True), time.sleep(0.5))"
@@ -138,6 +157,44 @@ def test_a_broken_picture_does_not_stop_the_data_set(world, call, place, raised)
     for _ in range(2):
         code, out, err = call(zero_shot.main, "--data", "./own", "--model", "toy-RN")
         assert code == 0 and not err and f"note: skipped {bad}" in out
+
+
+def test_good_pictures_do_not_depend_on_broken_ones(tmp_path, monkeypatch):
+    """Nor on sizes in their headers: small square pictures stay as they are, at most as large as most."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for c in "ab":
+        for i in range(3):
+            file = Path(f"d/train/{c}/{i}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(file)
+    shutil.copytree("d/train", "d/test")
+    shutil.copytree("d", "e")
+    for name, size in (("0", (90, 70)), ("0b", (40, 40)), ("x", (300, 300))):
+        noise = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(noise, "PNG")
+        Path(f"e/train/a/{name}x.png").write_bytes(noise.getvalue()[:2000])
+    Path("e/train/b/none.png").write_bytes(b"")
+    plain, beside = (common._load_images(common.load_data(name), "train", 64) for name in ("./d", "./e"))
+    assert len(beside.skipped) == 4 and beside.pixels.shape[1:] == (40, 40, 3) and np.array_equal(plain[:], beside[:])
+
+
+def test_other_bytes_behind_the_same_size_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in (1, 2):
+        Path("d/train/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (i, i, i)).save(f"d/train/a/{i}.bmp")
+        os.utime(f"d/train/a/{i}.bmp", ns=(1, 1))
+    shutil.copytree("d/train", "d/test")
+    Path("t.csv").write_text("path,label,split\nd/train/a/1.bmp,a,train\nd/train/a/2.bmp,a,train\nd/test/a/2.bmp,a,test\n")
+    for name in ("./d", "t.csv"):
+        shutil.copy2("d/train/a/2.bmp", "kept")
+        first = common._load_images(common.load_data(name), "train", 40)
+        shutil.copy2("d/train/a/1.bmp", "d/train/a/2.bmp")
+        second = common._load_images(common.load_data(name), "train", 40)
+        assert first.pixels[1].mean() == 2 and second.pixels[1].mean() == 1 and first.key != second.key
+        shutil.copy2("kept", "d/train/a/2.bmp")
+        assert common._load_images(common.load_data(name), "train", 40).key == first.key
 
 
 def test_the_disk_is_not_the_picture(tmp_path):
@@ -292,6 +349,13 @@ def test_damaged_results(world, call, capsys):
             assert "r.npz: cannot be read" in capsys.readouterr().err
         else:
             assert all(np.array_equal(found[name], a) for name, a in arrays.items())
+    Path("r.npz").write_bytes(good)
+    text = Path("r.json").read_text()
+    Path("r.json").write_text(re.sub(r'("top1": 0\.\d)', r"\g<1>7", text))
+    with pytest.raises(SystemExit):
+        read_result("r.json")
+    assert "r.json: damaged, or changed by hand" in capsys.readouterr().err
+    Path("r.json").write_text(text)
     for odd in ({"confidence": arrays["confidence"] * np.nan}, {"true": arrays["true"][1:]}):
         np.savez("r.npz", **arrays | odd)
         with pytest.raises(SystemExit):

@@ -215,6 +215,22 @@ def test_pictures_are_compared_at_a_size_that_they_have():
     assert side([(20 + i, 25 + i) for i in range(10)]) == 20 and side([]) == 96
 
 
+def test_broken_pictures_do_not_count_in_that_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i, (width, height) in enumerate([(40, 30), (48, 36), (52, 44), (90, 80)]):
+            file = Path(f"d/{split}/a/{i}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(file)
+    shutil.copytree("d", "e")
+    Image.new("RGB", (12, 12)).save("small.png")
+    for i in range(3):
+        Path(f"e/train/a/{i}x.png").write_bytes(Path("small.png").read_bytes()[:50])
+    plain, beside = (sr.own_size(load_data(f"./{name}"), ["train", "test"]) for name in "de")
+    assert np.array_equal(plain["train"][:], beside["train"][:]) and plain["train"].pixels.shape[1] > 12
+
+
 def test_short_side_is_fitted():
     assert sr.fitted(100, 100, 224) == (224, 224) and sr.fitted(50, 100, 64) == (64, 128) and sr.fitted(100, 33, 64) == (194, 64)
 
@@ -547,6 +563,7 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
     Path("busy").mkdir()
     Path("busy/mine.txt").write_text("mine")
     assert call(sr.main, "apply", "--data", "tiny", "--weights", weights, "--to", "there", "--size", 40)[0] == 0
+    Path("there/mine.txt").write_text("mine")
     before = {name: p.read_bytes() for name, p in files_of("there").items()}
     gan = ("--dialect", "pytorch-gan")
     for args, words in (
@@ -560,7 +577,8 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
         (("--weights", weights, "--to", "list"), ("list", "not made by this script")),
         (("--weights", weights, "--to", "odd"), ("odd", "not made by this script")),
         (("--weights", weights, "--to", "dangling"), ("dangling", "not made by this script")),
-        (("--weights", weights, "--to", "/proc/x"), ("/proc/", "goes on")),
+        (("--weights", weights, "--to", "/proc/x"), ("/proc/", "cannot be written")),
+        (("--weights", weights, "--to", "there", "--size", "48", "--restart"), ("there/mine.txt", "not made by this script")),
         (("--weights", "weights/toy-RN.pt"), ("toy-RN.pt", "pixel")),
         (("--weights", weights, *gan), ("sr.safetensors", "conv1.0.weight")),
         (("--weights", weights, "--to", "data/tiny"), ("--to data/tiny", "--data")),
