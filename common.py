@@ -24,7 +24,7 @@ A script calls these, in about this order. What starts with _ can wait.
 And these, where they are needed:
 
     fail(message)                     one line, exit code 2: how bad input ends. So what is below raises SystemExit for it
-    progress, counted, some, why      a bar, and words for lines that people read
+    progress, clock, counted, some, why       a bar, seconds, and words for lines that people read
     atomic, read_json, write_json, save_tensors       files that are whole or absent
     digest, file_sha256, code_version                 keys of caches, and what a record says of the code
     accuracy_interval, paired_difference, wilson, normal_quantile, few_tested         what few test images are worth
@@ -40,6 +40,7 @@ And these, where they are needed:
     model_name, spelled, input_size, pick_device, CLIP        names of models, their table, and hardware
     Encoder, View                     what a FILE.py for --model makes (docs/encoders.md), and how pictures become its input
     Data, Images, Model, FORMAT       what these make, and the number of what they write
+    np, torch, nn, F, torchvision, Image, ImageOps    modules that are imported when they are first used, so that --help is quick
 
 A script uses this file in main() and in the functions that main() is cut into; its own methods take tensors and plain
 values. To use one script in your own project, copy it together with this file. Everything is written below the current
@@ -48,6 +49,8 @@ folder: data/ weights/ cache/.
     x    pixels, uint8 (N, S, S, 3) in storage, (B, 3, S, S) on the device
     N    images     B batch     S side in pixels     C classes     D feature width     E embedding width of CLIP
 """
+
+from __future__ import annotations
 
 import argparse
 import copy
@@ -75,6 +78,7 @@ import textwrap
 import threading
 import time
 import traceback
+import types
 import warnings
 import zipfile
 import zlib
@@ -82,35 +86,48 @@ from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
+from importlib.machinery import PathFinder
 from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
-
-gc.disable()  # looking through a million new objects for garbage takes a tenth of the time that these imports take
-import numpy as np
-import torch
-import torch.nn.functional as F
-import torchvision
-from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import load_file, save
-from torch import nn
-from torchvision.transforms import InterpolationMode, functional as TF
-from tqdm import tqdm
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-# clip needs both: their end is not the user's concern
-warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
-import clip
-from clip.model import ModifiedResNet, QuickGELU, build_model
 
-gc.enable()
+class _Later(types.ModuleType):
+    """A module that is imported when it is first used: --help and most mistakes need none of them, and few runs need all."""
+
+    spent = 0.0  # seconds, on all of them
+
+    def __getattribute__(self, name):
+        return getattr(_import(self), name)
+
+    def __setattr__(self, name, value):
+        setattr(_import(self), name, value)
+
+
+@cache
+def _import(later):
+    """The module that a _Later stands for."""
+    began, collects = time.time(), gc.isenabled()
+    gc.disable()  # looking through a million new objects for garbage takes a tenth of the time that importing torch takes
+    try:
+        return importlib.import_module(object.__getattribute__(later, "__name__"))
+    finally:
+        if collects:
+            gc.enable()
+        _Later.spent += time.time() - began
+
+
+np, torch, nn, F = map(_Later, ("numpy", "torch", "torch.nn", "torch.nn.functional"))
+torchvision = _Later("torchvision")  # takes as long as torch once more, because it brings torch's compiler
+Image, ImageOps, tqdm = map(_Later, ("PIL.Image", "PIL.ImageOps", "tqdm"))
+
+warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")  # OpenAI's files need it: its end is not the user's concern
 
 # names in any script and ± are printed in any locale, file names byte for byte
 for _stream in (sys.stdout, sys.stderr):
@@ -357,9 +374,14 @@ def some(names, most=6):
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def clock():
+    """time.time(), but that it stands still while what is imported when it is first used is imported."""
+    return time.time() - _Later.spent
+
+
 def progress(items, what, unit, total=None):
     """tqdm with rate and time left; silent where the output is not a terminal."""
-    return tqdm(items, desc=what, unit=unit, total=total, disable=None, leave=False)
+    return tqdm.tqdm(items, desc=what, unit=unit, total=total, disable=None, leave=False)
 
 
 def read_ahead(pool, read, batches):
@@ -498,7 +520,7 @@ def add_flags(parser, names):
     """Give `parser` the flags that are alike in every script, and note when the run began."""
     for name in names.split():
         parser.add_argument(f"--{name}", **_FLAGS[name])
-    parser.set_defaults(began=time.time())
+    parser.set_defaults(began=clock())
 
 
 def load(args, features=None, union=False):
@@ -852,16 +874,15 @@ class Model:
             x = x.to(self.device, non_blocking=True)
         if x.shape[-1] != self.size:
             x = upsample(x, self.view.short, self.view.interpolation)
-            x = x if self.view.short == self.size else TF.center_crop(x, self.size)
+            x = x if self.view.short == self.size else torchvision.transforms.functional.center_crop(x, self.size)
         return self.normalise(x.to(self.device))
 
-    @torch.inference_mode()
     def encode_image(self, x):
         """uint8 (B, 3, S, S) -> float32 (B, width), on the device; in halves where the memory does not suffice for all at once."""
         if len(x) > self.batch_limit:
             return torch.cat([self.encode_image(part) for part in x.split(self.batch_limit)])
         try:
-            with self.autocast():
+            with torch.inference_mode(), self.autocast():
                 return self.visual(self.inputs(x)).float()
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
@@ -873,10 +894,9 @@ class Model:
         print(f"note: not enough memory for {len(x)} images at a time, going on with {self.batch_limit} (--batch)")
         return self.encode_image(x)
 
-    @torch.inference_mode()
     def encode_text(self, tokens):
         """Tokens (B, T) -> float32 (B, E), on the device."""
-        with self.autocast():
+        with torch.inference_mode(), self.autocast():
             return self.text(tokens.to(self.device)).float()
 
     def features(self, images):
@@ -1376,6 +1396,8 @@ def report(args, data, model, images, metrics, method="", logits=None, labels_us
 
 def _record(args, data, model, images, metrics, table, labels_used, history):
     """The dict that becomes FILE.json; args are as given or, where they were left open, as they were settled."""
+    from importlib.metadata import version  # instead of importing torchvision, which takes seconds
+
     given = {key: value for key, value in vars(args).items() if key != "began"}
     settled = {"model": given.get("model") or model.name, "type": data.type, "prompts": data.templates}
     counts = {"counts": {s: len(i) for s, i in images.items()}, "skipped": {s: len(i.skipped) for s, i in images.items()}}
@@ -1394,13 +1416,13 @@ def _record(args, data, model, images, metrics, table, labels_used, history):
         **({"history": history} if history else {}),
         "environment": {
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
             "precision": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "code": code_version(),
         },
-        "seconds": round(time.time() - args.began, 2),
+        "seconds": round(clock() - args.began, 2),
     }
 
 
@@ -1614,6 +1636,8 @@ def _learning_rate(done):
 
 def save_weights(path, tensors, about):
     """Write {name: tensor} as .safetensors, with `about`, a dict that JSON can hold: what they are and were made with."""
+    from safetensors.torch import save  # here, because it imports torch
+
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     about = {"format": FORMAT, **about, "tensors": _tensors_sha256(tensors)}
     about = json.dumps(about)  # one string, because several would be written in any order
@@ -1652,6 +1676,9 @@ def read_weights(path):
     Of what could carry code only OpenAI's own TorchScript archives are opened, which are known by their SHA-256. Fails
     where there is no such file, it cannot be read, or is of an older format of ours.
     """
+    from safetensors import safe_open  # here, because these import torch
+    from safetensors.torch import load_file
+
     path, strings = Path(path), {}
     if not os.path.isfile(path):  # False of what is too long for a name, too
         fail(f"{path}: no such file of weights")
@@ -1834,9 +1861,15 @@ def _as_text(name):
     return name
 
 
-def _is_image(name):
+@cache
+def _endings():
+    """{".jpg", ...} of the pictures that Pillow can read."""
     Image.init()
-    return not name.startswith(".") and Image.EXTENSION.get(os.path.splitext(name)[1].lower()) in Image.OPEN
+    return {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+
+
+def _is_image(name):
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _endings()
 
 
 def _kind(path, entry):
@@ -2504,7 +2537,7 @@ def _room(pixels):
             _FLIGHT.notify_all()
 
 
-def read_rgb(path, open=Image.open, then=None):
+def read_rgb(path, open=None, then=None):
     """A picture file, or what open(path) gives, as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels
     composited on white, 16 bit scaled. Or then(image), made while the image still counts among those that fit into memory together.
 
@@ -2513,7 +2546,7 @@ def read_rgb(path, open=Image.open, then=None):
     """
 
     def read(room):
-        with open(path) as image, room(image.width * image.height):
+        with (open or Image.open)(path) as image, room(image.width * image.height):
             image = _to_rgb(image)
             return then(image) if then else image
 
@@ -2572,9 +2605,11 @@ def _fit(image, view):
         square = Image.new("RGB", (side, side), tuple(np.median(frame, 0).round().astype(int).tolist()))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = square
-    elif view.fit == "squash":
-        short = (view.short, view.short)
-    return TF.center_crop(TF.resize(image, short, InterpolationMode(view.interpolation)), view.size)
+    (width, height), least = image.size, min(image.size)
+    size = (short, short) if view.fit == "squash" else (int(short * width / least), int(short * height / least))
+    image = image.resize(size, Image.Resampling[view.interpolation.upper()])
+    left, top = (round((side - view.size) / 2) for side in size)
+    return image.crop((left, top, left + view.size, top + view.size))
 
 
 def image_sizes(data, files):
@@ -2832,8 +2867,31 @@ CLIP = {
     "toy-ViT": (None, (64, 64, 4, 128, 8)),  # made by toy.py, never published
     "toy-RN": (None, (64, 64, (1, 1, 1, 1), 16, None)),
 }
-_CLIP_NORMALISE = clip.clip._transform(224).transforms[-1]  # mean and std, as the package has them
-_OPENAI = {url.split("/")[-2]: name for name, url in clip.clip._MODELS.items()}  # SHA-256 of OpenAI's own files
+# mean and std of its pictures, and SHA-256 of OpenAI's own files
+_CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_OPENAI = {
+    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
+    "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599": "RN101",
+    "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd": "RN50x4",
+    "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa": "RN50x16",
+    "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c": "RN50x64",
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B/32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B/16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
+}
+
+
+@cache
+def _part_of_clip(name):
+    """model.py or simple_tokenizer.py of the package clip, whose own code would import torchvision."""
+    name = f"clip.{name}"
+    if name not in sys.modules:
+        package = importlib.util.find_spec("clip") or fail("needs the package clip: pip install -r requirements.txt")
+        spec = PathFinder.find_spec(name, package.submodule_search_locations)
+        spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+        sys.modules[name] = module  # where `import clip` finds it
+    return sys.modules[name]
 
 
 def spelled(name):
@@ -2851,9 +2909,9 @@ def model_name(name):
             near = difflib.get_close_matches(found[0].name, names := sorted(p.name for p in found[0].parent.glob("*.py")), 4, 0.4) or names
             fail(f"--model {name}: no such file: {found[0]}; nearest: {some(near) or 'none, there is no .py file'}")
         return name
-    known = {*CLIP, "toy-imagenet", *torchvision.models.list_models(module=torchvision.models)}
-    names = {spelled(n).lower(): n for n in sorted(known)}
-    key = spelled(name).lower()
+    names, key = {spelled(n).lower(): n for n in (*CLIP, "toy-imagenet")}, spelled(name).lower()
+    if key not in names:
+        names |= {n: n for n in torchvision.models.list_models(module=torchvision.models)}
     if key not in names:
         near = difflib.get_close_matches(key, names, 4, 0.4)
         fail(f"--model {name}: no such model; nearest: {', '.join(names[n] for n in near) or ', '.join(CLIP)}")
@@ -2917,10 +2975,9 @@ def _weights_file(name, weights=None):
             _make_toy()
         return path
     if name in CLIP:
-        url = clip.clip._MODELS[name]
-        path = Path.home() / ".cache" / "clip" / os.path.basename(url)
+        path = Path.home() / ".cache" / "clip" / f"{spelled(name)}.pt"
         if path.exists():
-            if file_sha256(path) == url.split("/")[-2]:
+            if _OPENAI.get(file_sha256(path)) == name:
                 return path
             print(f"note: {path} is not OpenAI's file by its SHA-256, perhaps half-downloaded, and is passed over")
         repo, file = CLIP[name][0], "open_clip_model.safetensors"
@@ -2946,12 +3003,20 @@ def _weights_file(name, weights=None):
 
 def _clip_tokens(captions):
     """Tokens (B, T), T <= 77, of captions for CLIP; longer ones are cut, keeping end-of-text, with a note."""
-    tokens = clip.tokenize(captions, context_length=512, truncate=True)
-    lengths = tokens.argmax(1) + 1  # end-of-text is the largest id, and the position that CLIP reads
-    note_cut(captions, lengths.tolist(), 77)
-    tokens[lengths > 77, 76] = tokens.max()
+    tokenizer = _clip_tokenizer()
+    start, end = (tokenizer.encoder[f"<|{what}oftext|>"] for what in ("start", "end"))
+    rows = [[start, *tokenizer.encode(caption), end] for caption in captions]
+    rows = [row[: row.index(end) + 1] for row in rows]  # the position that CLIP reads is of the first, which a caption may hold
+    note_cut(captions, [*map(len, rows)], 77)
+    rows = [row if len(row) <= 77 else [*row[:76], end] for row in rows]
     # attention is causal: padding behind end-of-text changes nothing, so only the longest caption's length is computed
-    return tokens[:, : min(77, int(lengths.max()))]
+    most = max(map(len, rows))
+    return torch.tensor([row + [0] * (most - len(row)) for row in rows])
+
+
+@cache
+def _clip_tokenizer():
+    return _part_of_clip("simple_tokenizer").SimpleTokenizer()  # reads a file of 262,000 lines
 
 
 def note_cut(captions, lengths, most):
@@ -2967,14 +3032,14 @@ def _load_clip(name, path, state, act, known):
         fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     try:
-        net = build_model(dict(state)).float()
+        net = _part_of_clip("model").build_model(dict(state)).float()
         net.load_state_dict(state)  # once more, because build_model rounds through float16
     except Exception as error:  # whatever it is that these tensors make it raise
         fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
 
     # whether that is the network of this name
     v, width = net.visual, net.text_projection.shape[1]
-    if resnet := isinstance(v, ModifiedResNet):
+    if resnet := isinstance(v, _part_of_clip("model").ModifiedResNet):
         layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4))
         found = (width, v.input_resolution, layers, state["visual.layer1.0.conv1.weight"].shape[0], None)
     else:
@@ -2983,10 +3048,10 @@ def _load_clip(name, path, state, act, known):
         other = next((n for n, (_, shape) in CLIP.items() if shape == found), f"shape {found}")
         fail(f"--weights {path}: holds another network: {other}; give the matching --model")
     if act == "gelu":
-        for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), QuickGELU)]:
+        for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), _part_of_clip("model").QuickGELU)]:
             block.gelu = nn.GELU()
     projection = "attnpool.c_proj" if resnet else "proj"
-    seen = v, v.input_resolution, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std, width
+    seen = v, v.input_resolution, *_CLIP_COLOURS, width
     return Encoder(*seen, net.encode_text, _clip_tokens, net.logit_scale, 0.0, net, projection, act or "")
 
 
@@ -3106,9 +3171,9 @@ def _imagenet_network(name, state):
         layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
         width = state["layer1.0.conv1.weight"].shape[0]
         side = math.isqrt(state["attnpool.positional_embedding"].shape[0] - 1)
-        net = ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
+        net = _part_of_clip("model").ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
         net.load_state_dict(state)
-        return net, net.input_resolution, _CLIP_NORMALISE.mean, _CLIP_NORMALISE.std, net.output_dim
+        return net, net.input_resolution, *_CLIP_COLOURS, net.output_dim
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     size = input_size(name)
     options = {"image_size": size} if name.startswith("vit_") else {}

@@ -16,11 +16,7 @@ Copy this file and common.py to use it elsewhere.
 import argparse
 import math
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from common import add_flags, at_least, counted, evaluate, load, progress, report
+from common import F, add_flags, at_least, counted, evaluate, load, np, progress, report, torch
 
 L2 = 1e-4  # of `linear`: held-out accuracy at most .025 below that of the best of 1e-2 ... 1e-7, for each k from 1 to 16
 # (share, firmness) that `text_init` chooses from: weights start at share * captions; firmness 0 pulls them there by L2 alone, 1 by up

@@ -16,12 +16,6 @@ import os
 from functools import lru_cache, partial
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torchvision.ops import StochasticDepth
-
 from common import (
     about,
     add_flags,
@@ -52,6 +46,49 @@ from common import (
     spelled,
     use_saved,
 )
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision alpha reject out")
+    parser.add_argument("--method", choices=("ml", "cs"), default="ml", help="linear layer, or captions (%(default)s)")
+    parser.add_argument("--head", help="ml starts from: text, random, or a FILE of linear_probe.py --save (text for CLIP, else random)")
+    parser.add_argument("--freeze", action="store_true", help="train the head alone, of an encoder as it is")
+    parser.add_argument("--epochs", type=at_least(1), default=5, help="(%(default)s)")
+    parser.add_argument("--batch", type=at_least(1), default=32, help="images a step (%(default)s)")
+    # held-out accuracy from a probe's head at 1e-5 and 1e-4: Simpsons .823 .903 (mobilenet_v2), .790 .823 (squeezenet1_1), 100 Sports
+    # .647 .640 (squeezenet1_1; .710 before); 1e-5 is also what is published for CLIP, and on 95 fruits 1e-4 lost what the encoder knew
+    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of the encoder, at its peak (%(default)s)")
+    parser.add_argument("--head-lr", type=float, default=1e-3, help="of the head, or of the temperature of cs (%(default)s)")
+    parser.add_argument("--decay", type=float, default=0.1, help="weight decay of matrices and filters (%(default)s)")
+    parser.add_argument("--train-bn", action="store_true", help="batch norm learns the statistics of the new images")
+    parser.add_argument("--no-augment", action="store_true", help="the same images in each epoch")
+    parser.add_argument("--seeds", type=at_least(1), default=1, metavar="N", help="repeat with N seeds, from --seed on (%(default)s)")
+    save = "keep the weights that are best on validation, of the first seed (not kept)"
+    parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
+    parser.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left a checkpoint")
+    parser.add_argument("--balance", action="store_true", help="in the loss, a class of few images has as much to say as any (no)")
+    add_flags(parser, "load predict csv bom export")
+    args = parser.parse_args()
+    check_saved(parser, args)
+    if args.method == "cs" and (args.head or args.freeze):
+        parser.error("--head and --freeze are for ml: cs has no head but the captions and their temperature")
+    if args.freeze and args.train_bn:
+        parser.error("--freeze and --train-bn exclude each other")
+    if not (0 <= args.lr < 1 and 0 <= args.head_lr < 1 and 0 <= args.decay < 10):
+        parser.error("--lr and --head-lr must lie in 0 to 1, --decay in 0 to 10")
+    if args.load and (args.head or args.save or args.out):
+        parser.error("--load only predicts or exports: --head, --save and --out are for training")
+    return args
+
+
+if __name__ == "__main__":
+    arguments()  # here already, because what follows takes seconds to import, and --help and a slip of the pen need none of it
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 # ---- augmentation: one warp for flip, rotation, perspective and upsampling, then blur --------------------------------
 
@@ -173,6 +210,9 @@ class Cosine(nn.Module):
         return self.logit_scale.exp() * F.normalize(f, dim=1) @ self.z.T
 
 
+_DROPS = ("StochasticDepth", "DropPath")  # torchvision's and timm's dropout of whole branches, by name: importing them takes seconds
+
+
 class Classifier(nn.Module):
     """An encoder and a head that makes logits (B, C) of its features; `freeze` trains the head alone."""
 
@@ -188,7 +228,7 @@ class Classifier(nn.Module):
         for module in self.visual.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = mode and self.train_bn
-            elif isinstance(module, (nn.Dropout, StochasticDepth)):
+            elif isinstance(module, nn.Dropout) or type(module).__name__ in _DROPS:
                 module.training = mode and not self.freeze
         return self
 
@@ -214,40 +254,6 @@ def interpolate(start, end, alpha):
 
 
 # ---- what main() is cut into ------------------------------------------------------------------------------------------
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision alpha reject out")
-    parser.add_argument("--method", choices=("ml", "cs"), default="ml", help="linear layer, or captions (%(default)s)")
-    parser.add_argument("--head", help="ml starts from: text, random, or a FILE of linear_probe.py --save (text for CLIP, else random)")
-    parser.add_argument("--freeze", action="store_true", help="train the head alone, of an encoder as it is")
-    parser.add_argument("--epochs", type=at_least(1), default=5, help="(%(default)s)")
-    parser.add_argument("--batch", type=at_least(1), default=32, help="images a step (%(default)s)")
-    # held-out accuracy from a probe's head at 1e-5 and 1e-4: Simpsons .823 .903 (mobilenet_v2), .790 .823 (squeezenet1_1), 100 Sports
-    # .647 .640 (squeezenet1_1; .710 before); 1e-5 is also what is published for CLIP, and on 95 fruits 1e-4 lost what the encoder knew
-    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of the encoder, at its peak (%(default)s)")
-    parser.add_argument("--head-lr", type=float, default=1e-3, help="of the head, or of the temperature of cs (%(default)s)")
-    parser.add_argument("--decay", type=float, default=0.1, help="weight decay of matrices and filters (%(default)s)")
-    parser.add_argument("--train-bn", action="store_true", help="batch norm learns the statistics of the new images")
-    parser.add_argument("--no-augment", action="store_true", help="the same images in each epoch")
-    parser.add_argument("--seeds", type=at_least(1), default=1, metavar="N", help="repeat with N seeds, from --seed on (%(default)s)")
-    save = "keep the weights that are best on validation, of the first seed (not kept)"
-    parser.add_argument("--save", type=ending(".safetensors"), metavar="FILE.safetensors", help=save)
-    parser.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left a checkpoint")
-    parser.add_argument("--balance", action="store_true", help="in the loss, a class of few images has as much to say as any (no)")
-    add_flags(parser, "load predict csv bom export")
-    args = parser.parse_args()
-    check_saved(parser, args)
-    if args.method == "cs" and (args.head or args.freeze):
-        parser.error("--head and --freeze are for ml: cs has no head but the captions and their temperature")
-    if args.freeze and args.train_bn:
-        parser.error("--freeze and --train-bn exclude each other")
-    if not (0 <= args.lr < 1 and 0 <= args.head_lr < 1 and 0 <= args.decay < 10):
-        parser.error("--lr and --head-lr must lie in 0 to 1, --decay in 0 to 10")
-    if args.load and (args.head or args.save or args.out):
-        parser.error("--load only predicts or exports: --head, --save and --out are for training")
-    return args
 
 
 def read_start(args):

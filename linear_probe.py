@@ -14,11 +14,8 @@ import argparse
 import csv
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
 from common import (
+    F,
     about,
     add_flags,
     atomic,
@@ -32,10 +29,12 @@ from common import (
     load,
     measure_calibration,
     natural,
+    np,
     progress,
     report,
     save_weights,
     some,
+    torch,
     use_saved,
     wilson,
     wrap,

@@ -20,11 +20,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
 from common import (
     accuracy_interval,
     atomic,
@@ -33,6 +28,7 @@ from common import (
     fail,
     few_tested,
     normal_quantile,
+    np,
     paired_difference,
     read_json,
     read_result,
@@ -234,6 +230,8 @@ LETTERS = 12  # to an inch, of a title
 
 def panels(count, width=9.0, height=3.6, across=3, **kwargs):
     """A figure as wide as a README, and `count` axes in rows of at most `across`, as even as can be."""
+    from matplotlib.figure import Figure  # here, and below, because --help needs none
+
     down = -(-count // across)
     across = -(-count // down)
     fig = Figure(figsize=(width, height * down), layout="constrained")
@@ -255,6 +253,8 @@ def called(model, width):
 
 def key(label, **look):
     """A line or marker for a legend."""
+    from matplotlib.lines import Line2D
+
     return Line2D([], [], label=label, **look)
 
 
@@ -416,6 +416,8 @@ def draw_prompts(study):
 
 def draw_confusions(study, runs):
     """Up to three most confused pairs of classes, as pictures: one that was mistaken, and one of the class it was taken for."""
+    from matplotlib.figure import Figure
+
     most = min(3, max(len(run.arrays["pairs"]) for run in runs))
     fig = Figure(figsize=(1.2 + 2.6 * max(most, 2), 1), layout="constrained")
     fig.get_layout_engine().set(wspace=0.08)
@@ -551,6 +553,8 @@ def draw_summary(study):
 
 def figures(study):
     """({file name: Figure, or the file of a picture that a script has drawn with --grid}, [(file name, what it lacks)] of the rest)."""
+    from matplotlib import rc_context
+
     drawn, lacking = {}, []
 
     def plan(name, draw, *args, lacks, found):

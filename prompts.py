@@ -12,10 +12,7 @@ What was chosen used labels, so it is no longer zero-shot. Copy this file and co
 import argparse
 import math
 
-import torch
-import torch.nn.functional as F
-
-from common import add_flags, counted, evaluate, fail, load, progress, read_templates, report, some
+from common import F, add_flags, counted, evaluate, fail, load, progress, read_templates, report, some, torch
 
 # what captions of pictures vary in; the plain ones first, because the first of equals is taken
 POOL = [

@@ -20,6 +20,17 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--parent", type=int, metavar="PROCESS", help="end when this process, which must be the caller, has ended")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments()  # here already, because what follows takes seconds to import, and --help and a slip of the pen need none of it
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -398,10 +409,7 @@ def make(seed):
 def main():
     from common import lock
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--parent", type=int, metavar="PROCESS", help="end when this process, which must be the caller, has ended")
-    args = parser.parse_args()
+    args = arguments()
     if args.parent:
         end_with(args.parent)
     with lock("data/toy"):  # several scripts may want it at once

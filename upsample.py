@@ -21,18 +21,12 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-
 from common import (
     Model,
     add_flags,
     at_least,
     atomic,
+    clock,
     code_version,
     counted,
     digest,
@@ -70,6 +64,56 @@ VALIDATE = 256  # validation pictures, at most
 SIDE = 96  # of the squares to train on, and of pictures of several sizes before they are reduced, at most
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what PyTorch-GAN normalises with
 
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    training = tasks.add_parser("train", help="train a generator on crops of the training images")
+    applying = tasks.add_parser("apply", help="write an enlarged copy of a data set")
+    evaluating = tasks.add_parser("eval", help="reduce the test images, restore them and compare")
+    add_flags(training, "data label-from groups seed device precision out")
+    save = ending(".safetensors")
+    training.add_argument("--save", required=True, type=save, metavar="FILE.safetensors", help="keep both generators here")
+    training.add_argument("--content", choices=("pixel", "vgg"), default="pixel", help="what the adversarial stage keeps (%(default)s)")
+    training.add_argument("--blocks", type=at_least(1), default=16, help="residual blocks (%(default)s)")
+    training.add_argument("--width", type=at_least(1), default=64, help="channels (%(default)s)")
+    training.add_argument("--batch", type=at_least(1), default=16, help=f"squares of {SIDE} px a step (%(default)s)")
+    training.add_argument("--epochs", type=at_least(1), default=20, help="on pixels alone (%(default)s)")
+    training.add_argument(
+        "--adversarial", type=at_least(0), default=10, metavar="EPOCHS", help="then against a discriminator (%(default)s)"
+    )
+    training.add_argument("--lr", type=float, default=1e-3, help="learning rate at its peak, a tenth when adversarial (%(default)s)")
+    training.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left checkpoints")
+    add_flags(applying, "data label-from device precision")
+    add_flags(evaluating, "data label-from groups seed device precision out")
+    for task in (applying, evaluating):
+        task.add_argument("--weights", required=True, metavar="FILE", help="what train --save wrote, or a file of --dialect")
+        task.add_argument("--dialect", choices=("pytorch-gan",), help="FILE holds a generator of PyTorch-GAN (our own kind)")
+        task.add_argument("--batch", type=at_least(1), default=8, help="images at a time (%(default)s)")
+    applying.add_argument("--generator", choices=("srgan", "pixel"), default="srgan", help="adversarial, or pixel-only (%(default)s)")
+    sizing = applying.add_mutually_exclusive_group()
+    sizing.add_argument("--model", help="bring the pictures to the input size of this model (toy-ViT on toy, else ViT-B/32)")
+    sizing.add_argument("--size", type=at_least(8), metavar="N", help="or bring their short side to N pixels")
+    applying.add_argument("--restart", action="store_true", help="make anew what this script made of other pictures or weights")
+    applying.add_argument("--to", metavar="FOLDER", help="write them here (data/NAME-srgan)")
+    evaluating.add_argument("--grid", type=writable, metavar="FILE", help="draw some of the pictures as PNG (none)")
+    args = parser.parse_args()
+    if args.task == "train" and not 0 < args.lr < 1:
+        training.error("--lr must lie in 0 to 1")
+    if args.task == "train" and args.content == "vgg" and not args.adversarial:
+        training.error("--content vgg is for the adversarial stage: --adversarial 0 leaves it out")
+    return args
+
+
+if __name__ == "__main__":
+    arguments()  # here already, because what follows takes seconds to import, and --help and a slip of the pen need none of it
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # ---- networks ---------------------------------------------------------------------------------------------------------
 
@@ -617,7 +661,7 @@ def complete(args, data, model, to, rows, targets):
         print(f"note: {counted(copied, 'image')} of {args.size} px or more: copied as they are")
     given = {key: value for key, value in vars(args).items() if key != "began"}
     record = {"about": said["about"], "args": given, "images": len(rows) - len(skipped), "skipped": skipped, "copied": copied}
-    record |= {"torch": torch.__version__, "code": code_version(), "seconds": round(time.time() - args.began, 2)}
+    record |= {"torch": torch.__version__, "code": code_version(), "seconds": round(clock() - args.began, 2)}
     write_json(part / "upsample.json", record)
     os.replace(part, to)
     more = f", {counted(len(skipped), 'image')} skipped" if skipped else ""
@@ -625,46 +669,6 @@ def complete(args, data, model, to, rows, targets):
 
 
 # ---- command line -------------------------------------------------------------------------------------------------------
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = parser.add_subparsers(dest="task", required=True)
-    training = tasks.add_parser("train", help="train a generator on crops of the training images")
-    applying = tasks.add_parser("apply", help="write an enlarged copy of a data set")
-    evaluating = tasks.add_parser("eval", help="reduce the test images, restore them and compare")
-    add_flags(training, "data label-from groups seed device precision out")
-    save = ending(".safetensors")
-    training.add_argument("--save", required=True, type=save, metavar="FILE.safetensors", help="keep both generators here")
-    training.add_argument("--content", choices=("pixel", "vgg"), default="pixel", help="what the adversarial stage keeps (%(default)s)")
-    training.add_argument("--blocks", type=at_least(1), default=16, help="residual blocks (%(default)s)")
-    training.add_argument("--width", type=at_least(1), default=64, help="channels (%(default)s)")
-    training.add_argument("--batch", type=at_least(1), default=16, help=f"squares of {SIDE} px a step (%(default)s)")
-    training.add_argument("--epochs", type=at_least(1), default=20, help="on pixels alone (%(default)s)")
-    training.add_argument(
-        "--adversarial", type=at_least(0), default=10, metavar="EPOCHS", help="then against a discriminator (%(default)s)"
-    )
-    training.add_argument("--lr", type=float, default=1e-3, help="learning rate at its peak, a tenth when adversarial (%(default)s)")
-    training.add_argument("--restart", action="store_true", help="begin anew where an interrupted run has left checkpoints")
-    add_flags(applying, "data label-from device precision")
-    add_flags(evaluating, "data label-from groups seed device precision out")
-    for task in (applying, evaluating):
-        task.add_argument("--weights", required=True, metavar="FILE", help="what train --save wrote, or a file of --dialect")
-        task.add_argument("--dialect", choices=("pytorch-gan",), help="FILE holds a generator of PyTorch-GAN (our own kind)")
-        task.add_argument("--batch", type=at_least(1), default=8, help="images at a time (%(default)s)")
-    applying.add_argument("--generator", choices=("srgan", "pixel"), default="srgan", help="adversarial, or pixel-only (%(default)s)")
-    sizing = applying.add_mutually_exclusive_group()
-    sizing.add_argument("--model", help="bring the pictures to the input size of this model (toy-ViT on toy, else ViT-B/32)")
-    sizing.add_argument("--size", type=at_least(8), metavar="N", help="or bring their short side to N pixels")
-    applying.add_argument("--restart", action="store_true", help="make anew what this script made of other pictures or weights")
-    applying.add_argument("--to", metavar="FOLDER", help="write them here (data/NAME-srgan)")
-    evaluating.add_argument("--grid", type=writable, metavar="FILE", help="draw some of the pictures as PNG (none)")
-    args = parser.parse_args()
-    if args.task == "train" and not 0 < args.lr < 1:
-        training.error("--lr must lie in 0 to 1")
-    if args.task == "train" and args.content == "vgg" and not args.adversarial:
-        training.error("--content vgg is for the adversarial stage: --adversarial 0 leaves it out")
-    return args
 
 
 def main():

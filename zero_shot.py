@@ -10,10 +10,22 @@ Copy this file and common.py to use it elsewhere.
 import argparse
 from functools import partial
 
-import numpy as np
-import torch.nn.functional as F
-
-from common import add_flags, atomic, counted, draw_pictures, evaluate, given, load, load_model, name_pictures, report, wrap, writable
+from common import (
+    F,
+    add_flags,
+    atomic,
+    counted,
+    draw_pictures,
+    evaluate,
+    given,
+    load,
+    load_model,
+    name_pictures,
+    np,
+    report,
+    wrap,
+    writable,
+)
 
 GREEN, RED = "#1a7f37", "#c62828"
 NOTE = "note: probabilities from captions alone are not calibrated: no labelled image has said how far to trust them"

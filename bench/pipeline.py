@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import clip
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ import torchvision
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import CLIP, _read_image as read_image, clip, pick_device, upsample
+from common import CLIP, _read_image as read_image, pick_device, upsample
 
 
 def rate(work, images, device, repeat=5):

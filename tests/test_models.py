@@ -298,7 +298,7 @@ def test_openais_own_file_is_found_and_a_wrong_one_is_not(world, monkeypatch):
     (folder / "RN50.pt").write_bytes(b"half-downloaded")
     with pytest.raises(SystemExit):
         common._weights_file("RN50")
-    monkeypatch.setitem(clip.clip._MODELS, "RN50", f"https://x/{common.file_sha256(folder / 'RN50.pt')}/RN50.pt")
+    monkeypatch.setitem(OPENAI, common.file_sha256(folder / "RN50.pt"), "RN50")
     assert common._weights_file("RN50") == folder / "RN50.pt"
 
 
@@ -439,6 +439,27 @@ def test_what_is_not_finite_is_neither_cached_nor_used(world, capsys):
     (file,) = (world / "cache" / "features").rglob("*.npz")
     np.savez(file, x=np.full_like(x, math.nan))  # as versions before this check have left them
     assert model.features(images)[0].equal(x) and "damaged (not finite)" in capsys.readouterr().out
+
+
+def test_what_is_not_taken_from_the_package_clip_is_what_it_has():
+    urls, colours = clip.clip._MODELS, clip.clip._transform(224).transforms[-1]
+    assert {url.split("/")[-2]: name for name, url in urls.items()} == OPENAI
+    assert all(url.endswith(f"/{common.spelled(name)}.pt") for name, url in urls.items())
+    assert (colours.mean, colours.std) == common._CLIP_COLOURS
+    texts = [
+        "",
+        "a photo of a Green apple, don't!",
+        "caf\u00e9 &amp; \u0442\u0435\u0441\u0442",
+        "one<|endoftext|>two",
+        "word " * 76,
+        "word " * 600,
+    ]
+    for some in (texts[:3], texts[3:4], texts):
+        ours, theirs = common._clip_tokens(some), clip.tokenize(some, truncate=True)
+        for mine, other in zip(ours, theirs):
+            end = other.argmax() + 1
+            assert mine.argmax() + 1 == end and mine[:end].equal(other[:end])
+        assert ours.dtype == theirs.dtype and ours.shape[1] == theirs.argmax(1).max() + 1
 
 
 def test_captions_are_read_at_end_of_text(world, capsys):

@@ -1,0 +1,56 @@
+"""What a script imports before it has to: what starting costs, without a clock."""
+
+import gc
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+import common
+
+SCRIPTS = ("zero_shot", "prompts", "few_shot", "linear_probe", "finetune", "upsample", "plot", "toy")
+
+
+def imported(script, *args, cwd="."):
+    """The modules that a script imports, and its standard output."""
+    tell = "import atexit, runpy, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); del sys.argv[0]"
+    run = f"{tell}; sys.path[0] = {str(ROOT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", run, str(ROOT / f"{script}.py"), *args]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    return {*done.stderr.split()}, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_nothing_that_takes_long(script):
+    names, out = imported(script, "--help")
+    assert "usage:" in out and "argparse" in names
+    assert not {"numpy", "torch", "torchvision", "PIL", "matplotlib", "clip", "tqdm"} & names
+
+
+def test_clip_needs_no_torchvision_and_with_it_no_compiler(world):
+    for _ in ("decodes and computes", "takes all from the cache"):
+        names, out = imported("zero_shot", "--data", "tiny", "--model", "toy-ViT", "--out", "r.json", cwd=world)
+        assert "top-1" in out and "torch" in names
+        assert not {"torchvision", "torch._dynamo", "matplotlib", "pkg_resources"} & names
+
+
+def test_a_module_is_imported_when_it_is_used_without_garbage_collection_or_time(tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text("import gc, time\ntime.sleep(0.3)\ncollected, answer = gc.isenabled(), 42\n")
+    (tmp_path / "broken_module.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    slow, broken = common._Later("slow_module"), common._Later("broken_module")
+    assert "slow_module" not in sys.modules
+    began, clock = time.time(), common.clock()
+    assert slow.answer == 42 and slow.collected is False and gc.isenabled()
+    clock = common.clock() - clock
+    assert time.time() - began - clock > 0.29  # the clock has stood still
+    monkeypatch.setattr(slow, "answer", 43)  # what is used is the module itself
+    assert slow.answer == sys.modules["slow_module"].answer == 43 and "answer" in dir(slow)
+    with pytest.raises(AttributeError, match="slow_module"):
+        slow.nothing  # noqa: B018
+    with pytest.raises(ZeroDivisionError):
+        broken.nothing  # noqa: B018
+    assert gc.isenabled()
