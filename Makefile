@@ -55,6 +55,8 @@ FINETUNE ?= 1
 RATES    ?= 5e-4
 TUNE     ?= --epochs 12
 SRGAN    ?= --blocks 4 --width 32 --epochs 8 --adversarial 4
+# so small that two runs, each on a core, take less time than one after the other on both
+JOBS     ?= 2
 else
 CLIP     ?= RN101 ViT-B-32
 IMAGENET ?= resnet101 efficientnet_b7 vit_b_32
@@ -62,6 +64,13 @@ IMAGENET ?= resnet101 efficientnet_b7 vit_b_32
 FINETUNE ?= 0
 # learning rates that validation chooses among
 RATES    ?= 1e-5 1e-4
+endif
+
+# runs at a time; of several, each has one thread and says what it has to say at its end
+JOBS ?= 1
+ifneq ($(JOBS),1)
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 # a space
+TURNS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS) $(if $(filter output-sync,$(.FEATURES)),--output-sync=target))
 endif
 
 # what no split may cut, a regular expression or a .csv file (--groups); the loss of accuracy that does not matter
@@ -140,7 +149,7 @@ all: | $(ENV) $(WORLD)
 ifneq ($(NAME),toy)
 	$(PYTHON) bench/estimate.py --data $(DATA)$(LABELS) --stamp $(STAMP) --models $(GIVEN) --runs $(RUNS)
 endif
-	-$(MAKE) --no-print-directory --keep-going study
+	-$(SIDE_BY_SIDE)$(MAKE) --no-print-directory --keep-going $(TURNS) study
 	-$(PYTHON) bench/speed.py --data $(DATA)$(LABELS)$(if $(FIT), --fit $(FIT)) --models $(GIVEN) --out results/$(NAME).speed.json
 	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
 
