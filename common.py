@@ -186,7 +186,17 @@ def _plain(text, keep=""):
     return re.sub(r"[\0-\x1f\x7f-\x9f]", lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text))
 
 
-_MINE = f".{re.sub('[^A-Za-z0-9]', '', platform.node())}-"  # names of temporary files; another machine may share the folder
+def _here():
+    """Letters of this machine, and of the container on it: where a process is known by its number. Others may share the folder."""
+    known = [platform.node()]
+    with suppress(OSError):  # not everywhere
+        known.append(Path("/etc/machine-id").read_text())
+    with suppress(OSError):
+        known.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(str(known).encode()).hexdigest()[:12]
+
+
+_MINE = f".{_here()}-"  # how names of temporary files begin
 
 
 def _alive(process):
@@ -381,7 +391,7 @@ def clock():
 
 def progress(items, what, unit, total=None):
     """tqdm with rate and time left; silent where the output is not a terminal."""
-    return tqdm.tqdm(items, desc=what, unit=unit, total=total, disable=None, leave=False)
+    return tqdm.tqdm(items, desc=what, unit=unit, total=total, disable=None if sys.stderr else True, leave=False)
 
 
 def read_ahead(pool, read, batches):
@@ -450,8 +460,8 @@ def writable(text):
         if path.exists() and not path.is_file():
             raise OSError("is no file")
         place = next(folder for folder in path.absolute().parents if folder.exists()) / _temporary(path).name
-        with open(place, "x"):
-            place.unlink()
+        open(place, "x").close()  # before it goes, because Windows keeps what is open
+        place.unlink()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{_plain(text)}: cannot be written: {why(error)}") from None
     return text
@@ -681,6 +691,7 @@ def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None
     # what prompts call the classes, and whether upsample.py has made all this
     if type is None:
         type = _TYPES.get(re.match("[a-z]*", name.lower())[0].removesuffix("s"), "")
+    type = _said(type)
     made, mark = {}, root / "upsample.json"
     if source.kind == "folder" and mark.is_file() and isinstance(record := read_json(mark), dict) and isinstance(record.get("about"), dict):
         made = {"source": record["about"].get("files"), "seconds": record.get("seconds")}
@@ -939,7 +950,7 @@ class Model:
         if not self.has_text:
             fail(f"--model {self.name}: has no text side; zero-shot and prompts need one, such as that of ViT-B/32")
         try:
-            tokens = self.tokenizer(captions)
+            tokens = self.tokenizer([_said(caption) for caption in captions])
         except Exception as error:  # of a FILE.py, which may have to download it
             fail(f"--model {self.name}: its tokenizer fails: {type(error).__name__}: {why(error)}")
         batches = progress(tokens.split(batch), f"{self.name} captions", "batch")
@@ -1459,9 +1470,9 @@ def code_version():
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True).strip()
-        if not subprocess.check_output([*git, "ls-files", "common.py"], text=True):
+        if not subprocess.check_output([*git, "ls-files", "common.py"]):
             raise OSError  # a copy that another project's git does not know
-        return commit + ("+" if subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True) else "")
+        return commit + ("+" if subprocess.check_output([*git, "status", "--porcelain", "-uno"]) else "")
     except (OSError, subprocess.CalledProcessError):
         return "sha256:" + file_sha256(__file__)[:12]
 
@@ -1861,6 +1872,15 @@ def _as_text(name):
     return name
 
 
+def _said(text):
+    """Words of a command line as text: where the locale knows too few letters, they came in byte by byte."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _as_text(text)
+    return text
+
+
 @cache
 def _endings():
     """{".jpg", ...} of the pictures that Pillow can read."""
@@ -2066,7 +2086,7 @@ def _label_flat(top, regex):
     """Put the pictures that lie directly in the data set, or in a folder called like a split, into folders of the class that `regex`
     captures in their names (captures joined by _, or the whole match), beside the class folders there."""
     try:
-        pattern = re.compile(regex)
+        pattern = re.compile(_said(regex))
     except re.error as error:
         fail(f"--label-from {regex}: not a regular expression: {error}")
     while not top.images and len(top.folders) == 1:  # a wrapper
@@ -2117,7 +2137,7 @@ def _from_archive(path, label_from):
     """
     try:
         members = list({".zip": _zip_members, ".tar": _tar_members}[path.suffix.lower()](path))
-        handle, whole = os.open(path, os.O_RDONLY), os.stat(path)
+        whole = os.stat(path)
     except (OSError, ValueError, EOFError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile) as error:
         more = " (if it is compressed, unpack it)" if isinstance(error, tarfile.TarError) else ""
         fail(f"--data {path}: cannot be read, cut off or no archive{more}: {why(error)}")
@@ -2147,12 +2167,16 @@ def _from_archive(path, label_from):
         print(f"note: {path}: left out: " + ", ".join(f"{counted(n, 'member')} ({reason})" for reason, n in left.items()))
 
     def read(name):
-        """The bytes of a member, at most as many as it declares. os.pread moves no common position, so threads need no lock."""
+        """The bytes of a member, at most as many as it declares. Opened each time, so that threads share no position."""
         start, packed, size, crc = files[name]
-        if crc is not None:  # before it stands a header of its own, whose length only it knows
-            header = os.pread(handle, 30, start)
-            start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        data = os.pread(handle, packed, start)
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_mtime_ns != whole.st_mtime_ns:
+                raise OSError(errno.ESTALE, "has changed since it was listed")
+            file.seek(start)
+            if crc is not None:  # before it stands a header of its own, whose length only it knows
+                header = file.read(30)
+                file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
+            data = file.read(packed)
         if crc is not None and crc[0]:
             data = zlib.decompressobj(-15).decompress(data, size + 1)
         if len(data) != size or (crc is not None and zlib.crc32(data) != crc[1]):
@@ -2381,7 +2405,7 @@ def read_templates(prompts, type=""):
             fail(f"prompt '{template}': a template needs {{}} where the class name goes")
         if "{type}" in template and not type:
             fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
-    return list(prompts), labels_used
+    return [_said(template) for template in prompts], labels_used
 
 
 def _read_template_file(path):
@@ -2483,7 +2507,7 @@ def _group_names(given, paths):
         groups = {path: known.get(name) or other.get(os.path.splitext(name)[0]) for path, name in names.items()}
     else:
         try:
-            pattern = re.compile(given)
+            pattern = re.compile(_said(given))
         except re.error as error:
             fail(f"--groups {given}: neither a regular expression ({error}) nor a .csv file")
         found = {path: pattern.search(name) for path, name in names.items()}
@@ -2748,6 +2772,7 @@ def _decode(data, files, view, path, small, meta, what):
             fail(f"{unread[0]}; nothing is cached, run again when it can be read")
         pixels.flush()
         sums = [zlib.crc32(array) for array in (pixels, thumbnails)]
+        pixels = None  # Windows moves no file that is mapped
     with atomic(small) as temporary, open(temporary, "wb") as file:
         np.save(file, thumbnails)
     _keep_json(meta, [sorted(reasons), sums])
@@ -2896,7 +2921,7 @@ def _part_of_clip(name):
 
 def spelled(name):
     """The name of a model as files can have it: ViT-L-14-336px."""
-    return re.sub("[/@:]", "-", name)
+    return re.sub(r"[/@:\\]", "-", name)
 
 
 def model_name(name):
@@ -2975,7 +3000,7 @@ def _weights_file(name, weights=None):
             _make_toy()
         return path
     if name in CLIP:
-        path = Path.home() / ".cache" / "clip" / f"{spelled(name)}.pt"
+        path = Path(os.path.expanduser("~/.cache/clip"), f"{spelled(name)}.pt")  # Path.home() raises where nobody has one
         if path.exists():
             if _OPENAI.get(file_sha256(path)) == name:
                 return path

@@ -32,11 +32,11 @@ def contents(folder):
     for path in sorted(Path(folder).rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".json":
-            found[name] = {k: v for k, v in flat(json.loads(path.read_text())).items() if not {*FREE} & {*k.split(".")}}
+            found[name] = {k: v for k, v in flat(json.loads(path.read_text(encoding="utf-8"))).items() if not {*FREE} & {*k.split(".")}}
         elif path.suffix == ".npz":
             found[name] = {f"npz.{k}": a for k, a in np.load(path).items()}
         elif path.suffix == ".csv":
-            found[name] = {"text": path.read_text()}
+            found[name] = {"text": path.read_text(encoding="utf-8")}
     return found
 
 
