@@ -682,7 +682,8 @@ def load_data(name, classnames=None, type=None, seed=0, union=False, groups=None
         rows = splits.pop("all", None) or splits.pop("train")
         mask = _blocked_split([row[3] for row in rows], _HOLDOUT, seed, named and [named[row[0]] for row in rows])
         if named and not mask.any():
-            fail(f"--groups {groups}: one group a class, none can be held out to test on; give finer groups, or a test {source.part}")
+            what = f"--groups {groups}" if groups else source.places[base]
+            fail(f"{what}: one group a class, none can be held out to test on; give finer groups, or a test {source.part}")
         splits["train"] = [row for row, held in zip(rows, mask) if not held]
         splits["test"] = [row for row, held in zip(rows, mask) if held]
         what = "neighbouring groups" if named else "neighbouring files"
@@ -996,7 +997,7 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
 
     `features` of a model with a text side are "projected" (the default), which can be compared with captions, or "penultimate", from
     before that projection; one without has the latter only. `fit`, "crop", "pad" or "squash", takes the place of the model's own way
-    with pictures that are not square; or it is a whole `View`.
+    with pictures that are not square.
 
     The `clip` network uses QuickGELU. A CLIP checkpoint trained with GELU (LAION's) loads into it without a word and gives
     wrong features, so a file that is neither OpenAI's by hash or repository nor our own must say which by `act`. `batch` is
@@ -1015,8 +1016,9 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
     else:
         path = _weights_file(name, weights)
         sha256, code = file_sha256(path), []
+        _check_name(path, sha256, () if name in CLIP or name == "toy-imagenet" else torchvision.models.get_model_weights(name))
         about, state = read_weights(path)
-        state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+        state = {key: tensor for key, tensor in state.items() if key not in _HEAD}
         act = act or about.get("act")  # of a file that finetune.py saved
         known = not weights or CLIP.get(name, (None,))[0] is None or sha256 in _OPENAI
         encoder = _load_clip(name, path, state, act, known) if name in CLIP else _load_torchvision(name, path, state, act)
@@ -1031,7 +1033,7 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
         width = width or _measure(name, encoder)
     view = _as_view(encoder.view)
     if fit:
-        view = fit if isinstance(fit, View) else View(view.size, fit, view.interpolation)
+        view = View(view.size, fit, view.interpolation)
 
     # eval mode, because the batch-norm statistics of a "frozen" backbone drift otherwise
     scale, bias = encoder.logit_scale, encoder.logit_bias
@@ -1670,7 +1672,9 @@ def _load_pickled(path):
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
                 raise ValueError(f"damaged in {bad}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles that are not of torch
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def about(data, model, images, seed):
@@ -1717,6 +1721,9 @@ def read_weights(path):
     old = {"classes", "labels_used", "steps"} & {*strings}  # which formats before this one kept as strings of their own
     if old or (about and about.get("format") != FORMAT):
         fail(f"{path}: of an older format; make it anew with the script that saved it")
+    odd = [key for key, kind in (("labels_used", int), ("act", str)) if not isinstance(about.get(key, kind()), kind)]
+    if odd or about.get("labels_used", 0) < 0:
+        fail(f"{path}: says of itself what no script here writes, see its {(odd or ['labels_used'])[0]}; make it anew")
     return about, tensors
 
 
@@ -1740,9 +1747,11 @@ def check_head(file, told, tensors, width=None):
     wrong = [name for name in names if name not in head]
     try:
         wrong += [key for key in ("model", "features", "sha256", "type") if not isinstance(told[key], str)]
+        wrong += [] if told["features"] in ("projected", "penultimate") else ["features"]
         wrong += [] if classes and all(isinstance(text, str) for texts in lists for text in texts) else ["names of the classes"]
         wrong += [] if len(classes) == len(told["words"]) else ["as many words as classes"]
-        wrong += [] if view is None or View(**view).size > 0 else ["view"]
+        sides = [] if view is None else [View(**view).size, View(**view).short]
+        wrong += [] if not sides or ({*map(type, sides)} == {int} and sides[0] > 0 and 0 < sides[1] <= 8 * sides[0]) else ["view"]
         known = 0 < fitted.get("temperature", 1) < math.inf and 0 <= fitted.get("lac", 0) < math.inf
         wrong += [] if known else ["calibration"]
         wrong += [n for n, t in head.items() if not (t.is_floating_point() and t.isfinite().all())]
@@ -1771,8 +1780,11 @@ def use_saved(args, batch=None):
         fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
     weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and told["act"]) or None)
     where = ("cpu", weights, "float32") if args.export else (args.device, weights, args.precision)
-    view = View(**told["view"]) if "view" in told else None
-    model = load_model(told["model"], *where, act, told["features"], batch, view)
+    model = load_model(told["model"], *where, act, told["features"], batch)
+    if told.get("view"):
+        if (size := told["view"]["size"]) != model.size:
+            fail(f"--load {args.load}: of pictures of {size} px, but {model.name} takes {model.size} px")
+        model = replace(model, view=View(**told["view"]))
     if not whole and model.sha256 != told["sha256"]:
         fail(f"--load {args.load}: belongs to other weights of {model.name}; give them by --weights")
 
@@ -1780,8 +1792,9 @@ def use_saved(args, batch=None):
 
     # a linear layer on features as they come or of unit length, or captions
     if unit := told.get("method") == "cs":
+        z = model.classifier(told["words"], told["prompts"], told["type"])  # first, because it fails where there is no text side
         scale = tensors.get("head.logit_scale", model.log_scale).to(model.device).clamp(max=math.log(100)).exp()
-        weight = scale * model.classifier(told["words"], told["prompts"], told["type"])
+        weight = scale * z
         bias = torch.zeros(len(weight), device=model.device)
     else:
         unit = told.get("unit")
@@ -1883,9 +1896,20 @@ def _said(text):
 
 @cache
 def _endings():
-    """{".jpg", ...} of the pictures that Pillow can read."""
+    """{".jpg", ...} of the pictures that are opened."""
+    formats = _formats()  # first, because that is what fills the table of endings
+    return {ending for ending, kind in Image.EXTENSION.items() if kind in formats}
+
+
+@cache
+def _formats():
+    """("JPEG", ...): what is opened, whatever a file is called. PostScript is a program, which Pillow would have Ghostscript run."""
     Image.init()
-    return {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    return tuple(kind for kind in Image.ID if kind != "EPS")
+
+
+def _open(file):
+    return Image.open(file, formats=_formats())
 
 
 def _is_image(name):
@@ -2056,7 +2080,7 @@ def _find_source(name, label_from=None):
         name = root.absolute().name  # not that of what a link points to
         if not name:
             fail(f"--data {root}: is a whole disk; name a folder in it")
-        return _from_tree("folder", name, root, lambda path: Image.open(root / path), _Folder(root), label_from)
+        return _from_tree("folder", name, root, lambda path: _open(root / path), _Folder(root), label_from)
     file, kind = next((p for p in places if os.path.isfile(p)), None), Path(name).suffix.lower()
     if file is None:
         what = "folder" if kind in ("", ".") else "file or folder"
@@ -2148,7 +2172,9 @@ def _from_archive(path, label_from):
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
             reason = "name of a place outside"
-        elif where and where[1] > whole.st_size - where[0]:
+        elif where and not parts:
+            reason = "no name"
+        elif where and not 0 <= where[0] <= whole.st_size - where[1]:
             fail(f"--data {path}: is cut off: {name} is not all in it")
         elif where and where[2] > _LARGEST:
             reason = f"more than {_LARGEST >> 20} MB"
@@ -2184,12 +2210,12 @@ def _from_archive(path, label_from):
         return data
 
     tree = _Folder(path, (), top), label_from, [whole.st_size, whole.st_mtime_ns]
-    source = _from_tree("archive", path.stem, path, lambda name: Image.open(io.BytesIO(read(name))), *tree)
+    source = _from_tree("archive", path.stem, path, lambda name: _open(io.BytesIO(read(name))), *tree)
     if "classnames.json" in files:
         try:
             source.words = json.loads(read("classnames.json").decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            fail(f"{path / 'classnames.json'}: cannot be read as JSON: {error}")
+        except (ValueError, RecursionError, OSError, zlib.error) as error:
+            fail(f"{path / 'classnames.json'}: cannot be read as JSON: {why(error)}")
     return source
 
 
@@ -2200,12 +2226,13 @@ def _zip_members(path):
     if locked := [i.filename for i in infos if i.flag_bits & 1]:
         fail(f"--data {path}: has a password ({locked[0]}); unpack it, or make it anew without one")
     for i in infos:
+        folder = i.filename.endswith("/")  # is_dir of zipfile fails without a name
         kind = stat.S_IFMT(i.external_attr >> 16)
         reason = "link or device" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else ""
-        if not i.is_dir() and i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if not folder and i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             reason = reason or "not packed by deflate"
         where = [i.header_offset, i.compress_size, i.file_size, (i.compress_type == zipfile.ZIP_DEFLATED, i.CRC)]
-        yield i.filename, reason, i.CRC, *([] if i.is_dir() else where)
+        yield i.filename, reason, i.CRC, *([] if folder else where)
 
 
 def _tar_members(path):
@@ -2296,7 +2323,7 @@ def _from_csv(file):
             files.sort(key=lambda row: (natural(row[0]), row[0]))
     inside = {split: [Path("" if split == "all" else split, label) for label in mine] for split, mine in found.items()}
     places = {split: file if split == "all" else f"split {split} of {file}" for split in found}
-    how = (lambda path: Image.open(root / path), [str(root.absolute())])
+    how = (lambda path: _open(root / path), [str(root.absolute())])
     return _Source("csv", file.stem, root, *how, found, inside, places, "split", groups if "group" in head else None)
 
 
@@ -2397,14 +2424,15 @@ def read_templates(prompts, type=""):
     or what prompts.py wrote; nothing gives the default template."""
     if not prompts:
         return ["a photo of a {}, a type of {type}." if type else "a photo of a {}."], 0
-    labels_used = 0
+    where, labels_used = "prompt", 0
     if len(prompts) == 1 and "{}" not in prompts[0]:
+        where = f"prompts {prompts[0]}:"
         prompts, labels_used = _read_template_file(Path(prompts[0]))
     for template in prompts:
         if "{}" not in template:
-            fail(f"prompt '{template}': a template needs {{}} where the class name goes")
+            fail(f"{where} '{template[:80]}': a template needs {{}} where the class name goes")
         if "{type}" in template and not type:
-            fail(f"prompt '{template}': {{type}} is not known for this data; give --type")
+            fail(f"{where} '{template[:80]}': {{type}} is not known for this data; give --type")
     return [_said(template) for template in prompts], labels_used
 
 
@@ -2420,9 +2448,12 @@ def _read_template_file(path):
         found = [line for line in found if line.strip()]
     if isinstance(found, dict) and found.get("script") == "prompts":
         _unseal(path, found)
-        labels_used = found.get("labels_used", 0)
-        print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {found.get('data', {}).get('name')}: not zero-shot")
-        found = found.get("metrics", {}).get("ensemble")
+        try:
+            labels_used, name, found = int(found["labels_used"]), found["data"]["name"], found["metrics"]["ensemble"]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            found = None
+        else:
+            print(f"note: {path}: chosen with {counted(labels_used, 'labelled image')} of {name}: not zero-shot")
     if not found or not isinstance(found, list) or not all(isinstance(t, str) for t in found):
         fail(f"prompts {path}: empty, or neither a list of templates nor the result of prompts.py")
     return found, labels_used
@@ -2539,6 +2570,8 @@ _CHECKED = 1 << 30  # bytes up to which a checksum is compared at each start, a 
 _THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
 
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that it reads all the same, and without their names
+
 _AT_ONCE = 1 << 28  # pixels that all threads together may hold: 1 GB as Pillow keeps them, and up to three times as much in copies
 _FLIGHT, _FLYING = threading.Condition(), [0]  # how many they do hold
 # what the disk, the network, a permission or the machine says, and no broken picture
@@ -2561,7 +2594,7 @@ def _room(pixels):
             _FLIGHT.notify_all()
 
 
-def read_rgb(path, open=None, then=None):
+def read_rgb(path, open=_open, then=None):
     """A picture file, or what open(path) gives, as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels
     composited on white, 16 bit scaled. Or then(image), made while the image still counts among those that fit into memory together.
 
@@ -2570,7 +2603,7 @@ def read_rgb(path, open=None, then=None):
     """
 
     def read(room):
-        with (open or Image.open)(path) as image, room(image.width * image.height):
+        with open(path) as image, room(image.width * image.height):
             image = _to_rgb(image)
             return then(image) if then else image
 
@@ -2892,6 +2925,7 @@ CLIP = {
     "toy-ViT": (None, (64, 64, 4, 128, 8)),  # made by toy.py, never published
     "toy-RN": (None, (64, 64, (1, 1, 1, 1), 16, None)),
 }
+_HEAD = "head.weight", "head.bias", "head.logit_scale"  # tensors that finetune.py saves beside those of the network
 # mean and std of its pictures, and SHA-256 of OpenAI's own files
 _CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _OPENAI = {
@@ -3026,6 +3060,17 @@ def _weights_file(name, weights=None):
         fail(f"{name}: its weights cannot be downloaded ({type(error).__name__}); fetch {url} elsewhere and {put}")
 
 
+def _check_name(path, sha256, published=()):
+    """Fail where a file has not the SHA-256 that its name tells: torchvision's by the first digits, the Hugging Face hub's by all of them,
+    of the blob that a link leads to. Nothing else would notice a flipped bit in most of these files."""
+    blob, name = (os.path.basename(p) for p in (os.path.realpath(path), path))
+    told = blob if re.fullmatch("[0-9a-f]{64}", blob) else ""
+    if any(name == os.path.basename(weights.url) for weights in published):
+        told = name.rpartition("-")[2].partition(".")[0]
+    if not sha256.startswith(told):
+        fail(f"{path}: damaged, or another file: its SHA-256 is not the {told[:8]}... of its name; delete it, and it is downloaded anew")
+
+
 def _clip_tokens(captions):
     """Tokens (B, T), T <= 77, of captions for CLIP; longer ones are cut, keeping end-of-text, with a note."""
     tokenizer = _clip_tokenizer()
@@ -3104,7 +3149,9 @@ def hub_file(name, repo, *files):
     for here in (True, False):
         for file in files:
             try:
-                return Path(hf_hub_download(repo, file, local_files_only=here))
+                path = Path(hf_hub_download(repo, file, local_files_only=here))
+                _check_name(path, file_sha256(path))
+                return path
             except Exception as error:
                 reason, absent = error, isinstance(error, errors.RemoteEntryNotFoundError)
             if not here and not absent:  # no network, say: the next one is not what was asked for
@@ -3132,7 +3179,8 @@ def _load_file(name, weights, act):
         fail(f"--model {name} needs a package that is not here: pip install {needs} ({why(error)})")
     except Exception as error:
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == spec.origin]
-        fail(f"--model {name}: {file}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {why(error)}")
+        given = f" --weights {weights}" if weights else ""
+        fail(f"--model {name}{given}: {file}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {why(error)}")
     if not isinstance(encoder, Encoder):
         wrong = f"load of {file} gives {type(encoder).__name__}, not an Encoder of common.py"
         fail(f"--model {name}: {wrong if load else f'{file} has no function load(name, weights)'}")
@@ -3151,9 +3199,11 @@ def _load_file(name, weights, act):
     # the tensors, and apart from them the code, because a new version of it need not make a saved head useless
     net = encoder.net or encoder.visual
     state = net.state_dict()
-    ours = saved if about else {}  # of finetune.py, whose names are those of the network
-    if lost := [key for key, tensor in ours.items() if key in state and not torch.equal(state[key].cpu(), tensor)]:
-        fail(f"--model {name}: load of {file} does not take the weights of {weights}, such as {lost[0]}")
+    if about:  # of finetune.py, whose names are those of the network
+        ours = {key: tensor for key, tensor in saved.items() if key in state or key not in _HEAD}
+        same = {key for key in {*state} & {*ours} if torch.equal(state[key].cpu(), ours[key])}
+        if lost := sorted({*state, *ours} - same):
+            fail(f"--model {name}: load of {file} does not take the weights of {weights}, such as {lost[0]}")
     packages = sorted({type(m).__module__.partition(".")[0] for m in net.modules()} - {"torch", spec.name})
     versions = [f"{p} {v}" for p in packages if (v := getattr(sys.modules.get(p), "__version__", None))]
     return encoder, _tensors_sha256(state), [file_sha256(file), *versions], about

@@ -519,7 +519,8 @@ def begun(args, data, model, to):
     folder = to if os.path.lexists(to) else part
     mark = folder / "upsample.json"
     found = read_json(mark) if mark.is_file() else {}
-    found = found if isinstance(found, dict) and isinstance(found.get("about"), dict) else {"about": {}}
+    ours = isinstance(found, dict) and isinstance(found.get("about"), dict) and isinstance(found.get("skipped", []), list)
+    found = found if ours else {"about": {}}
     other = [key for key in about if found["about"].get(key) != about[key]]
     if found["about"] and other and args.restart:
         for stale in [f for f in (to, part) if f.is_dir()]:

@@ -22,11 +22,8 @@ def measured(file, key, models):
     if not Path(file).is_file():
         return False
     found = read_json(file)
-    return (
-        isinstance(found, dict)
-        and found.get("key") == key
-        and {spelled(m) for m in found.get("images_per_second", ())} >= {spelled(m) for m in models}
-    )
+    speeds = found.get("images_per_second") if isinstance(found, dict) and found.get("key") == key else None
+    return isinstance(speeds, dict) and {spelled(m) for m in speeds} >= {spelled(m) for m in models}
 
 
 def main():

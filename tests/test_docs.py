@@ -19,6 +19,7 @@ import linear_probe
 import plot
 import toy
 import upsample
+from common import file_sha256
 
 RESULTS = ROOT / "pics/README.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", RESULTS, *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +55,8 @@ NEEDS_MORE = {  # commands that the tests do not run, and what they need; a scri
     "python zero_shot.py --data pictures --model open_clip:ViT-B-16-SigLIP2/webli": NETWORK,
     "python zero_shot.py --data pictures --model open_clip:ViT-B-32-quickgelu --weights open_clip_model.safetensors": "weights of CLIP",
     "python bench/same.py before/results results": "results of before",
+    "pip install atheris": NETWORK,
+    "python bench/fuzz.py read_rgb --seconds 600 --seeds FOLDER": "another package",
     "python bench/finetune.py": MINUTES,
     "python bench/pipeline.py": MINUTES,
     "python bench/few_shot.py": MINUTES,
@@ -122,8 +125,8 @@ def made(tiny, tmp_path_factory):
     shutil.copytree(tiny / "weights", folder / "weights")
     (folder / "torch/hub/checkpoints").mkdir(parents=True)
     torch.manual_seed(0)
-    url = torchvision.models.get_model_weights("mobilenet_v2").DEFAULT.url
-    torch.save(torchvision.models.mobilenet_v2().state_dict(), folder / "torch/hub/checkpoints" / os.path.basename(url))
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), folder / "w.pth")
+    os.replace(folder / "w.pth", folder / f"torch/hub/checkpoints/mobilenet_v2-{file_sha256(folder / 'w.pth')[:8]}.pth")
     srgan = "weights/srgan-toy.safetensors"
     commands = [
         (upsample, f"train --data toy --save {srgan} --blocks 1 --width 4 --epochs 1 --adversarial 1"),
@@ -153,6 +156,8 @@ def here(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(made / "torch"))
+    (file,) = (made / "torch/hub/checkpoints").iterdir()
+    monkeypatch.setattr(torchvision.models.get_model_weights("mobilenet_v2").DEFAULT.value, "url", f"https://none/{file.name}")
     return tmp_path
 
 

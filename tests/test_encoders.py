@@ -569,3 +569,23 @@ def test_a_file_that_ignores_weights_is_refused(tmp_path, monkeypatch, capsys):
     model = load_model("e.py", "cpu", precision="float32")
     common.save_weights("w.safetensors", model.state_dict(), {"model": "e.py"})
     assert "does not take the weights of w.safetensors" in refused(capsys, "e.py", "cpu", "w.safetensors")
+
+
+@pytest.mark.parametrize("change", ["lacks", "has more", "another shape"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_file_of_another_network_is_refused_by_name_and_a_loose_load_is_seen(strict, change, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("e.py").write_text(
+        "from torch import nn\nfrom common import Encoder, read_weights\n\ndef load(name, weights):\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))\n"
+        f"    weights and net.load_state_dict(read_weights(weights)[1], strict={strict})\n"
+        "    return Encoder(net, 32, (0.5,) * 3, (0.5,) * 3)\n"
+    )
+    state = load_model("e.py", "cpu", precision="float32").state_dict()
+    common.save_weights("w.safetensors", state, {"model": "e.py"})
+    assert load_model("e.py", "cpu", "w.safetensors", "float32").sha256
+    state |= {"has more": {"x": torch.zeros(1)}, "another shape": {"1.bias": torch.zeros(4)}}.get(change, {})
+    if change == "lacks":
+        del state["1.bias"]
+    common.save_weights("w.safetensors", state, {"model": "e.py"})
+    assert "w.safetensors" in refused(capsys, "e.py", "cpu", "w.safetensors")

@@ -4,12 +4,15 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -17,14 +20,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from PIL import Image
+import torchvision
+from conftest import ROOT, refused
+from PIL import EpsImagePlugin, Image
 
 import common
 import finetune
 import linear_probe
 import zero_shot
-from common import atomic, lock, read_result, read_rgb, read_weights, save_weights
+from common import atomic, load_model, lock, read_result, read_rgb, read_weights, save_weights
 
 ZERO_SHOT = [sys.executable, str(ROOT / "zero_shot.py"), "--data", "tiny", "--model", "toy-RN"]
 
@@ -43,8 +47,9 @@ def test_names_command_no_terminal(world, capsys):
     folder = Path("own/Test/red\x1b[31m apple")
     folder.mkdir(parents=True)
     (folder / "1\x1b]0;x\x07.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (40, 40)).save(folder / "2.png", exif=b"Exif\0\0II*\0\x08\0\0\0\5\0")  # cut off, of which Pillow warns
     done = subprocess.run([*ZERO_SHOT, "--data", "./own"], capture_output=True)
-    assert done.returncode == 0 and b"\x1b" not in done.stdout and b"\\x1b" in done.stdout
+    assert done.returncode == 0 and not done.stderr and b"\x1b" not in done.stdout and b"\\x1b" in done.stdout
     with pytest.raises(SystemExit):
         common.fail("a\x1b[31m\nb")
     assert capsys.readouterr().err.partition(": ")[2] == "a\\x1b[31m\\nb\n"
@@ -302,6 +307,11 @@ def test_odd_heads_are_refused_by_file_and_reason(world, call):
         "few words": (told(words=["a"]), head(4, width)),
         "no model": (told(model=None), head(4, width)),
         "view": (told(view={"size": -1}), head(4, width)),
+        "another side": (told(view={"size": 65}), head(4, width)),
+        "no number": (told(view={"size": True}), head(4, width)),
+        "short": (told(view={"size": 64, "short": -3}), head(4, width)),
+        "huge": (told(view={"size": 64, "short": 10**9}), head(4, width)),
+        "features": (told(features="x"), head(4, width)),
         "calibration": (told(calibration={"temperature": 0}), head(4, width)),
         "held out": (told(), head(4, width) | {"held_out.weight": torch.zeros(4, 3), "held_out.bias": torch.zeros(4)}),
         "scale": (told(method="cs"), {"head.logit_scale": torch.zeros(3)}),
@@ -435,3 +445,140 @@ def test_a_link_stays_a_link(world, call):
     for name in ("out.json", "new.json"):
         assert call(zero_shot.main, "--data", "tiny", "--model", "toy-RN", "--out", name)[0] == 0
         assert Path(name).is_symlink() and json.loads(Path("there", name).read_text())["format"] == common.FORMAT
+
+
+# ---- what fuzzing has found (bench/fuzz.py) ---------------------------------------------------------------------------------
+
+
+def test_a_picture_of_postscript_starts_no_ghostscript(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text("#!/bin/sh\ntouch started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("cat.jpg", "EPS")
+    with pytest.raises(ValueError, match="cannot identify"):
+        read_rgb("cat.jpg")
+    assert not Path("started").exists() and not common._is_image("cat.eps")
+
+
+WRITTEN = {"script": "prompts", "labels_used": 3, "data": {"name": "d"}, "metrics": {"ensemble": ["a {}"]}}
+
+
+@pytest.mark.parametrize(
+    "odd", [{"labels_used": "x"}, {"labels_used": {}}, {"data": None}, {"metrics": True}, {"metrics": {"ensemble": 1}}]
+)
+def test_an_odd_result_of_prompts_is_a_line(odd, tmp_path, capsys):
+    for change, code in (({}, 0), (odd, 2)):
+        (tmp_path / "t.json").write_text(json.dumps(WRITTEN | change))
+        try:
+            assert common.read_templates([str(tmp_path / "t.json")]) == (["a {}"], 3) and not code
+        except SystemExit as end:
+            assert end.code == code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == bool(code) and (not code or "t.json: empty, or neither" in error)
+
+
+def test_what_is_wrong_in_a_file_of_prompts_or_groups_names_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("a {}\nnone\n")
+    for name in ("1.png", "2.png"):
+        Path(name).touch()
+    Path("d.csv").write_text("path,label,group\n1.png,a,g\n2.png,b,h\n")
+    for call in (lambda: common.read_templates(["t.txt"]), lambda: common.load_data("./d.csv")):
+        with pytest.raises(SystemExit):
+            call()
+    lines = capsys.readouterr().err.splitlines()
+    assert "t.txt: 'none': a template needs {}" in lines[0] and "d.csv: one group a class" in lines[1] and len(lines) == 2
+
+
+def test_members_without_a_name_are_left_out_aloud(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive, tarfile.open(tmp_path / "d.tar", "w") as other:
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png", "x"):
+            archive.writestr(name, "")
+            other.addfile(tarfile.TarInfo("." if name == "x" else name))
+    data = (tmp_path / "d.zip").read_bytes()
+    list_of_members = data.index(b"PK\1\2")
+    place = data.rindex(b"PK\1\2")  # of x
+    cut = bytearray(data[: place + 46] + data[place + 47 :])
+    cut[place + 28] = 0  # the length of its name
+    cut[-10:-6] = (len(cut) - 22 - list_of_members).to_bytes(4, "little")
+    (tmp_path / "d.zip").write_bytes(cut)
+    for kind in ("zip", "tar"):
+        assert common.load_data(str(tmp_path / f"d.{kind}")).classes == ["a", "b"]
+        assert "left out: 1 member (no name)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage, word", [("stream", "classnames.json: cannot be read"), ("places", "cut off")])
+def test_a_damaged_archive_is_a_line(damage, word, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in (("a/1.png", "x"), ("a/2.png", "x"), ("b/1.png", "x"), ("b/2.png", "x"), ("classnames.json", "{}" + " " * 99)):
+            archive.writestr(name, text)
+        start = archive.getinfo("classnames.json").header_offset + 30 + len("classnames.json")
+    data = bytearray((tmp_path / "d.zip").read_bytes())
+    data[start if damage == "stream" else -4] |= 7  # no kind of block there is, or another distance of the list of members from the start
+    (tmp_path / "d.zip").write_bytes(data)
+    with pytest.raises(SystemExit):
+        common.load_data(str(tmp_path / "d.zip"))
+    error = capsys.readouterr().err
+    assert "d.zip" in error and word in error and error.count("\n") == 1
+
+
+def test_a_pickle_of_anything_is_a_line(tmp_path, capsys, recwarn):
+    (tmp_path / "w.pt").write_bytes(pickle.dumps([1.0], protocol=4))
+    with pytest.raises(SystemExit):
+        read_weights(tmp_path / "w.pt")
+    assert "w.pt: not a readable file of tensors" in capsys.readouterr().err and not recwarn.list
+
+
+@pytest.mark.parametrize("odd", [{"labels_used": "x"}, {"labels_used": -1}, {"act": 5}])
+def test_odd_words_of_weights_are_a_line(odd, tmp_path, capsys):
+    save_weights(tmp_path / "w.safetensors", {}, {"labels_used": 3, "act": "gelu"})
+    assert read_weights(tmp_path / "w.safetensors")[0]["labels_used"] == 3
+    save_weights(tmp_path / "w.safetensors", {}, odd)
+    with pytest.raises(SystemExit):
+        read_weights(tmp_path / "w.safetensors")
+    error = capsys.readouterr().err
+    assert f"w.safetensors: says of itself what no script here writes, see its {next(iter(odd))}" in error and error.count("\n") == 1
+
+
+def test_a_head_towards_captions_needs_a_text_side(world, call):
+    picture = next(Path("data/tiny/Test").glob("*/*.*"))
+    state = torch.load("weights/toy-imagenet.pt", weights_only=True)
+    save_weights("cs.safetensors", state, told(model="toy-imagenet", method="cs"))
+    code, _, err = call(finetune.main, "--load", "cs.safetensors", "--predict", picture)
+    assert code == 2 and "has no text side" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", ["lacks", "has more", "another shape", "more of a head"])
+@pytest.mark.parametrize("name", ["toy-RN", "toy-ViT", "toy-imagenet"])
+def test_another_network_in_a_file_is_refused_by_its_name(name, change, world, capsys):
+    state = torch.load(f"weights/{name}.pt", weights_only=True)
+    key = [key for key in state if key.endswith("weight")][-1]
+    more = {"has more": {"x": torch.zeros(1)}, "another shape": {key: state[key][:-1]}, "more of a head": {"head.x": torch.zeros(1)}}
+    state |= more.get(change, {})
+    if change == "lacks":
+        del state[key]
+    save_weights("w.safetensors", state, told())
+    assert "w.safetensors: not " in refused(capsys, name, "cpu", "w.safetensors")
+
+
+def test_files_whose_names_tell_their_hash_are_compared_with_it(world, capsys, monkeypatch):
+    """torchvision's in the cache of torch.hub, and blobs of the Hugging Face hub: old ones have no checksums of their own."""
+    monkeypatch.setenv("TORCH_HOME", str(world))
+    torch.manual_seed(0)
+    folder, net = world / "hub/checkpoints", torchvision.models.squeezenet1_1()
+    folder.mkdir(parents=True)
+    torch.save(net.state_dict(), "w.pth", _use_new_zipfile_serialization=False)
+    sha = common.file_sha256("w.pth")
+    known = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.value
+    monkeypatch.setattr(known, "url", f"https://x/squeezenet1_1-{sha[:8]}.pth")
+    here, blob = folder / f"squeezenet1_1-{sha[:8]}.pth", world / sha
+    os.replace("w.pth", here)
+    shutil.copy(here, blob)
+    Path("link.pth").symlink_to(blob)
+    for file, args in ((here, ()), (blob, ("link.pth",))):
+        good = file.read_bytes()
+        assert load_model("squeezenet1_1", "cpu", *args).sha256 == sha
+        file.write_bytes(good[:-1000] + bytes([good[-1000] ^ 4]) + good[-999:])
+        assert "its SHA-256 is not the" in refused(capsys, "squeezenet1_1", "cpu", *args)

@@ -556,7 +556,7 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
     shutil.copytree("data/tiny/Test", "broken/Training")
     for file in Path("broken").rglob("*.jpg"):
         file.write_bytes(b"no picture")
-    for name, text in (("list", "[]"), ("odd", '{"about": []}')):
+    for name, text in (("list", "[]"), ("odd", '{"about": []}'), ("number", '{"about": {"data": "tiny"}, "skipped": 5}')):
         Path(name).mkdir()
         Path(name, "upsample.json").write_text(text)
     Path("dangling").symlink_to("nowhere")
@@ -576,6 +576,7 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
         (("--weights", "nan.pth", *gan), ("nan.pth", "not finite")),
         (("--weights", weights, "--to", "list"), ("list", "not made by this script")),
         (("--weights", weights, "--to", "odd"), ("odd", "not made by this script")),
+        (("--weights", weights, "--to", "number"), ("number", "not made by this script")),
         (("--weights", weights, "--to", "dangling"), ("dangling", "not made by this script")),
         (("--weights", weights, "--to", "/proc/x"), ("/proc/", "cannot be written")),
         (("--weights", weights, "--to", "there", "--size", "48", "--restart"), ("there/mine.txt", "not made by this script")),
