@@ -4,6 +4,7 @@
 # make readme        the figures, table and advice of toy into pics/
 # make report        results/NAME.report.html: the answer, all results and figures, and how they were made, in one file; DATA=... as below
 # make clean         removes caches and figures; never data, weights or results
+# make bench         how fast all this is beside what one would run instead, into docs/speed.md: a quarter of an hour on 2 cores
 # make check-clip    downloads CLIP and SigLIP, and compares their accuracy on CIFAR with published figures
 # make help          these lines
 #
@@ -140,7 +141,7 @@ override LABELS := $(if $(LABEL_FROM), --label-from '$(LABEL_FROM)')
 override SPLIT  := $(if $(GROUPS), --groups '$(GROUPS)')$(LABELS)
 override COMMON := $(SPLIT)$(if $(FIT), --fit $(FIT))
 
-.PHONY: all study test test-slow test-rest check check-clip readme report clean help
+.PHONY: all study test test-slow test-rest check check-clip bench readme report clean help
 .DELETE_ON_ERROR:
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
@@ -243,6 +244,10 @@ check: | $(TEST_ENV)
 
 check-clip: | $(TEST_ENV)
 	$(PYTHON) bench/check_clip.py
+
+# the peers are among what the tests need
+bench: | $(TEST_ENV)
+	$(PYTHON) bench/beside.py --to docs/speed.md
 
 readme: | $(ENV)
 	$(PYTHON) plot.py --data toy --to pics --readme pics/README.md

@@ -13,6 +13,7 @@ from conftest import run
 from PIL import Image
 
 from common import (
+    View,
     _blocked_split as blocked_split,
     _load_images as load_images,
     _read_image as read_image,
@@ -21,6 +22,7 @@ from common import (
     hold_out,
     load_data,
     natural,
+    read_rgb,
     write_json,
 )
 
@@ -429,6 +431,27 @@ def test_sixteen_bit_grey_cmyk_and_orientation(tmp_path):
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "turned.png", exif=exif)
     assert (read_image(tmp_path / "turned.png", 8)[0][4:] == 0).all()
+
+
+@pytest.mark.parametrize("size, part", [((1024, 768), 8), ((512, 384), 4), ((508, 380), 2), ((509, 384), 1)])
+@pytest.mark.parametrize("name", ["plain.jpg", "turned.jpg", "progressive.jpg", "two.mpo", "cmyk.jpg", "plain.png"])
+def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(name, size, part, tmp_path):
+    """No remainder is left, and three times the 32 px that a thumbnail needs; the inputs of 16 px need fewer."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)).resize((64, 48), Image.BICUBIC)
+    large = small.convert("CMYK" if "cmyk" in name else "RGB").resize(size, Image.BICUBIC)
+    how = {"turned.jpg": {"exif": exif}, "progressive.jpg": {"progressive": True}, "two.mpo": {"save_all": True, "append_images": [small]}}
+    large.save(tmp_path / name, **how.get(name, {}))
+    whole, less = read_rgb(tmp_path / name), read_rgb(tmp_path / name, short=32)
+    assert whole.size == (size[::-1] if name == "turned.jpg" else size)
+    part = 1 if name == "plain.png" else part
+    assert less.size == (whole.width / part, whole.height / part)
+    for fit in ("crop", "pad", "squash"):
+        ours = read_image(tmp_path / name, View(16, fit))
+        theirs = read_image(tmp_path / name, View(16, fit), lambda path, then, short: read_rgb(path, then=then))
+        for a, b in zip(ours, theirs):
+            assert np.abs(a.astype(int) - b).mean() < 1 and np.array_equal(a, b) == (part == 1)
 
 
 def test_broken_images_are_named_skipped_counted(tmp_path, monkeypatch, capsys):

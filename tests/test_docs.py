@@ -57,11 +57,7 @@ NEEDS_MORE = {  # commands that the tests do not run, and what they need; a scri
     "python bench/same.py before/results results": "results of before",
     "pip install atheris": NETWORK,
     "python bench/fuzz.py read_rgb --seconds 600 --seeds FOLDER": "another package",
-    "python bench/finetune.py": MINUTES,
-    "python bench/pipeline.py": MINUTES,
-    "python bench/few_shot.py": MINUTES,
-    "python bench/linear_probe.py": MINUTES,
-    "python bench/upsample.py": MINUTES,
+    "python bench/beside.py --only few-shot": MINUTES,
     "python bench/coverage.py": MINUTES,
 }
 

@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import ROOT, refused
 from PIL import Image
 from safetensors.torch import save_file
@@ -589,3 +590,27 @@ def test_a_file_of_another_network_is_refused_by_name_and_a_loose_load_is_seen(s
         del state["1.bias"]
     common.save_weights("w.safetensors", state, {"model": "e.py"})
     assert "w.safetensors" in refused(capsys, "e.py", "cpu", "w.safetensors")
+
+
+@pytest.mark.parametrize("name, folds", [("mobilenet_v2", True), ("resnet18", False)])
+def test_batch_norms_are_folded_away_where_all_can_be_and_features_stay(name, folds, tmp_path):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2), module.weight.data.uniform_(0.5, 2)
+    torch.save(net.state_dict(), tmp_path / "random.pt")
+    model, x = load_model(name, "cpu", tmp_path / "random.pt", "float32"), torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
+    assert (model.frozen is not model.visual) == folds
+    seen = []
+    for _ in range(2):
+        with torch.no_grad():
+            seen.append(model.visual(model.inputs(x)))
+        assert torch.allclose(model.encode_image(x), seen[-1], atol=1e-4 * seen[-1].abs().max().item())
+        # what is trained is no copy, and what it has become is seen
+        model.visual.requires_grad_(True)
+        assert model.frozen is model.visual
+        with torch.no_grad():
+            [p.mul_(1.1) for p in model.visual.parameters()]
+        model.visual.requires_grad_(False)
+    assert not torch.allclose(*seen, atol=1e-2 * seen[0].abs().max().item())

@@ -1,9 +1,7 @@
 """finetune.py and common.fit: the warp against torchvision, the loop against a plain one, and runs that are cut off."""
 
-import importlib.util
 import json
 import math
-import re
 import shutil
 import signal
 import subprocess
@@ -601,14 +599,3 @@ def test_a_class_without_images_and_one_image_a_class(world, call):
     next(folders[0].iterdir()).unlink()
     code, _, err = call(finetune.main, "--data", "tiny", "--model", "toy-ViT", "--batch", 2)
     assert code == 2 and folders[0].name in err and err.count("\n") == 1
-
-
-def test_profile_compares_with_a_bare_step(world, call):
-    bench = importlib.util.spec_from_file_location("bench_finetune", ROOT / "bench" / "finetune.py")
-    module = importlib.util.module_from_spec(bench)
-    bench.loader.exec_module(module)
-    code, out, err = call(module.main, "--data", "tiny", "--batch", 8, "--model", "toy-RN")
-    assert code == 0, err
-    found = re.search(r"([\d.]+) s a step of 8 images, ([\d.]+) s bare, ratio ([\d.]+) ", out)
-    ours, bare, ratio = map(float, found.groups())
-    assert ours > 0 and bare > 0 and ratio == pytest.approx(ours / bare, rel=0.05)
