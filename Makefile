@@ -1,6 +1,7 @@
 # make               everything: .venv, toy data and encoders, every run, every figure; started again, what is missing
 # make test          lint and tests
 # make check         the claims about the toy world, read from results/
+# make test-faults   thousands of accidents (damaged files, odd flags and folders, kills, full disks), and a table of what became of them
 # make readme        the figures, table and advice of toy into pics/
 # make report        results/NAME.report.html: the answer, all results and figures, and how they were made, in one file; DATA=... as below
 # make clean         removes caches and figures; never data, weights or results
@@ -141,7 +142,7 @@ override LABELS := $(if $(LABEL_FROM), --label-from '$(LABEL_FROM)')
 override SPLIT  := $(if $(GROUPS), --groups '$(GROUPS)')$(LABELS)
 override COMMON := $(SPLIT)$(if $(FIT), --fit $(FIT))
 
-.PHONY: all study test test-slow test-rest check check-clip bench readme report clean help
+.PHONY: all study test test-slow test-rest test-faults check check-clip bench readme report clean help
 .DELETE_ON_ERROR:
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
@@ -241,6 +242,9 @@ test-rest:
 
 check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
+
+test-faults: | $(TEST_ENV)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q tests/faults.py
 
 check-clip: | $(TEST_ENV)
 	$(PYTHON) bench/check_clip.py

@@ -52,6 +52,7 @@ folder: data/ weights/ cache/.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import copy
 import csv
@@ -167,8 +168,18 @@ def _end(kind, error, trace):
         sys.__excepthook__(kind, error, trace)
 
 
+def _unheard(error):
+    """Ctrl-C that comes while Python cleans up, as imports do, where it can raise nothing: it must not be lost, and comes once more."""
+    if issubclass(error.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.01, _thread.interrupt_main)  # not at once, or it would come in here
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(error)
+
+
 if sys.stdout is sys.__stdout__ is not None:  # not where tests or a notebook listen
-    sys.stdout, sys.excepthook = _Printed(sys.stdout), _end
+    sys.stdout, sys.excepthook, sys.unraisablehook = _Printed(sys.stdout), _end, _unheard
 
 FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a reader of the one would misread the other
 

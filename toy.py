@@ -31,6 +31,8 @@ def arguments():
 
 
 if __name__ == "__main__":
+    import common  # noqa: F401 (after which Ctrl-C is a line)
+
     arguments()  # here already, because what follows takes seconds to import, and --help and a slip of the pen need none of it
 
 import numpy as np

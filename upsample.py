@@ -619,6 +619,8 @@ def apply(args, models, told):
     model = models[args.generator]
     args.size = args.size or input_size(args.model, args.data)
     to = Path(args.to or f"data/{data.name}-srgan")
+    if to.name in ("", ".."):
+        fail(f"--to {to}: name the folder that is to be made")
     there, here = to.resolve(), data.root.resolve()
     if data.kind != "csv" and (there == here or there in here.parents or here in there.parents):
         fail(f"--to {to}: is the folder of --data, or lies in it, or around it; name another one")

@@ -121,6 +121,20 @@ def test_ctrl_c_is_a_line(world):
     assert not list(Path("cache").rglob(f"{common._MINE}*"))
 
 
+def test_ctrl_c_where_nothing_can_be_raised_comes_once_more():
+    class Cleans:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    hook, sys.unraisablehook = sys.unraisablehook, common._unheard
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Cleans()
+            time.sleep(1)
+    finally:
+        sys.unraisablehook = hook
+
+
 def path():
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -200,6 +214,18 @@ def test_other_bytes_behind_the_same_size_and_time(tmp_path, monkeypatch):
         assert first.pixels[1].mean() == 2 and second.pixels[1].mean() == 1 and first.key != second.key
         shutil.copy2("kept", "d/train/a/2.bmp")
         assert common._load_images(common.load_data(name), "train", 40).key == first.key
+
+
+def test_postscript_is_not_run(tmp_path, monkeypatch):
+    """It is a program, which Pillow would give to Ghostscript, whatever the file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("x.eps", "x.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "EPS")
+        with pytest.raises(ValueError):
+            read_rgb(tmp_path / name)
+    assert not (tmp_path / "run").exists() and not common._is_image("x.eps") and common._is_image("x.jpg")
 
 
 def test_the_disk_is_not_the_picture(tmp_path):
@@ -448,21 +474,6 @@ def test_a_link_stays_a_link(world, call):
 
 
 # ---- what fuzzing has found (bench/fuzz.py) ---------------------------------------------------------------------------------
-
-
-def test_a_picture_of_postscript_starts_no_ghostscript(tmp_path, monkeypatch):
-    (tmp_path / "gs").write_text("#!/bin/sh\ntouch started\n")
-    (tmp_path / "gs").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (8, 8)).save("cat.jpg", "EPS")
-    with pytest.raises(ValueError, match="cannot identify"):
-        read_rgb("cat.jpg")
-    assert not Path("started").exists() and not common._is_image("cat.eps")
-
-
-WRITTEN = {"script": "prompts", "labels_used": 3, "data": {"name": "d"}, "metrics": {"ensemble": ["a {}"]}}
 
 
 @pytest.mark.parametrize(

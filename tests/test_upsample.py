@@ -566,6 +566,8 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
     Path("there/mine.txt").write_text("mine")
     before = {name: p.read_bytes() for name, p in files_of("there").items()}
     gan = ("--dialect", "pytorch-gan")
+    rows = [f"{file},{file.parent.name}" for file in Path("data/tiny/Test").glob("*/*")]  # whose pictures no --to surrounds
+    Path("t.csv").write_text("\n".join(["path,label", *rows]))
     for args, words in (
         (("--weights", "none.pth"), ("none.pth", "no such file")),
         (("--weights", "gan.pth"), ("gan.pth", "--dialect pytorch-gan")),
@@ -584,6 +586,8 @@ def test_bad_files_and_folders_are_one_line_and_overwrite_nothing(world, call, w
         (("--weights", weights, *gan), ("sr.safetensors", "conv1.0.weight")),
         (("--weights", weights, "--to", "data/tiny"), ("--to data/tiny", "--data")),
         (("--weights", weights, "--to", "data/tiny/Training/x"), ("--to", "lies in it")),
+        (("--weights", weights, "--data", "t.csv", "--to", "."), ("--to .", "name the folder")),
+        (("--weights", weights, "--data", "t.csv", "--to", ".."), ("--to ..", "name the folder")),
         (("--weights", weights, "--to", "busy"), ("busy", "not made by this script")),
         (("--weights", weights, "--to", "busy/mine.txt"), ("mine.txt", "not made by this script")),
         (("--weights", weights, "--to", "there", "--size", "48"), ("there", "--size")),
