@@ -22,7 +22,7 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT, refused
-from PIL import EpsImagePlugin, Image
+from PIL import Image
 
 import common
 import finetune
@@ -474,6 +474,9 @@ def test_a_link_stays_a_link(world, call):
 
 
 # ---- what fuzzing has found (bench/fuzz.py) ---------------------------------------------------------------------------------
+
+
+WRITTEN = {"script": "prompts", "labels_used": 3, "data": {"name": "d"}, "metrics": {"ensemble": ["a {}"]}}
 
 
 @pytest.mark.parametrize(
