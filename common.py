@@ -31,6 +31,7 @@ And these, where they are needed:
     calibrate, measure_calibration    confidences, and sets of classes, that mean what they say; of fit_temperature,
                                       conformal_scores, conformal_quantile and reliability
     read_result(file) -> record, arrays               what report wrote
+    parallel, dealt, from_first_rank, first_rank_goes_on    what several processes do together, or the first for all: torchrun
     note_cut, hub_file                for a FILE.py: how many captions its tokenizer cuts; a file of the Hugging Face hub
     find_copies(test, train)          which pictures of one split are in another
     read_templates(prompts)           what --prompts and --templates name
@@ -71,6 +72,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -87,6 +89,7 @@ from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from functools import cache, cached_property, lru_cache, partial
 from importlib.machinery import PathFinder
 from itertools import chain, pairwise
@@ -124,7 +127,7 @@ def _import(later):
         _Later.spent += time.time() - began
 
 
-np, torch, nn, F = map(_Later, ("numpy", "torch", "torch.nn", "torch.nn.functional"))
+np, torch, nn, F, dist = map(_Later, ("numpy", "torch", "torch.nn", "torch.nn.functional", "torch.distributed"))
 torchvision = _Later("torchvision")  # takes as long as torch once more, because it brings torch's compiler
 Image, ImageOps, tqdm = map(_Later, ("PIL.Image", "PIL.ImageOps", "tqdm"))
 
@@ -161,9 +164,15 @@ class _Printed:
 
 
 def _end(kind, error, trace):
-    """What an exception does that nothing has caught: Ctrl-C is a line, and the exit code then 130."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; run it again to go on from what is kept", file=sys.stderr)
+    """What an exception does that nothing has caught: Ctrl-C is a line, and the exit code then 130; so is the end of another rank."""
+    if not _first_to_end():
+        return
+    if lost := _RANKS > 1 and issubclass(kind, RuntimeError) and re.search("gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
+        said = re.sub(r"^\[.*?\] ", "", why(error)).partition(". ")[0]  # without the line of gloo's source, and its guesses
+        error = f"another process of this run has ended, or does not answer ({said})"
+    if lost or issubclass(kind, KeyboardInterrupt):
+        said = str(error) or "interrupted"
+        print(f"\n{Path(sys.argv[0]).name}: {said}; run it again to go on from what is kept", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -188,7 +197,8 @@ FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a re
 
 def fail(message):
     """Print one line and end with exit code 2: what every script does with input it cannot use."""
-    print(f"{Path(sys.argv[0]).name}: {_plain(message)}", file=sys.stderr)
+    if _first_to_end():
+        print(f"{Path(sys.argv[0]).name}: {_plain(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -227,6 +237,9 @@ def _alive(process):
 def lock(path):
     """One process at a time makes `path`; another one says that it waits. What dies keeps no lock; where there are none, all go on."""
     path = Path(path)
+    if _RANK:  # the first rank holds it for all
+        yield
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held, name = _hold(path)
@@ -402,7 +415,7 @@ def clock():
 
 def progress(items, what, unit, total=None):
     """tqdm with rate and time left; silent where the output is not a terminal."""
-    return tqdm.tqdm(items, desc=what, unit=unit, total=total, disable=None if sys.stderr else True, leave=False)
+    return tqdm.tqdm(items, desc=what, unit=unit, total=total, disable=True if _RANK or not sys.stderr else None, leave=False)
 
 
 def read_ahead(pool, read, batches):
@@ -437,6 +450,124 @@ def draw_pictures(file, pixels, captions, colours, title):
         ax.set_title(caption, color=colour, fontsize=9, parse_math=False)
     fig.suptitle(wrap(title, 90), fontsize=11, parse_math=False)
     fig.savefig(file, format="png", dpi=100)
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+# torchrun starts a script several times; each process is a rank. All do the same but for what is dealt here, and the first alone prints
+# and writes. Where a process stands alone, none of this does anything
+_RANK, _RANKS, _LOCAL, _JOINED = 0, 1, 0, 1  # number of this rank, how many there are, its number on this machine, how many there were
+_STORE = _WAITING = None
+_PATIENCE = timedelta(minutes=30)  # with a rank that does not answer; that one has ended is noticed at once
+
+
+def _join_ranks():
+    """Join the other ranks, where torchrun has started several: the only place that looks for them."""
+    global _RANK, _RANKS, _LOCAL, _JOINED, _STORE, _WAITING
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "LOCAL_RANK" not in os.environ:
+        return
+    _LOCAL, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus > _LOCAL:
+        torch.cuda.set_device(_LOCAL)
+    _STORE, _RANK, _RANKS = next(dist.rendezvous("env://"))
+    _JOINED = _RANKS
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=_STORE, rank=_RANK, world_size=_RANKS, timeout=_PATIENCE)
+    _WAITING = dist.new_group(timeout=timedelta(days=30), backend="gloo")
+    del os.environ["WORLD_SIZE"]  # a script that this one starts stands alone
+    _on_signals(_stop)
+    if _RANK:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        warnings.filterwarnings("ignore")
+
+
+def _on_signals(action):
+    """Say what SIGINT, and SIGTERM, which torchrun sends when another rank has ended, do to this one."""
+    with suppress(ValueError):  # in a thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, action)
+
+
+def _stop(number, frame):
+    _on_signals(signal.SIG_IGN)  # another one would disturb the end
+    raise KeyboardInterrupt("ended by torchrun, as when another process has ended" if number == signal.SIGTERM else "interrupted")
+
+
+def _first_to_end():
+    """Whether no other rank has yet said why all end."""
+    if _STORE is None:
+        return True
+    _on_signals(signal.SIG_IGN)
+    try:
+        return _STORE.add("ended", 1) == 1
+    except RuntimeError:  # torchrun, which keeps the count, is gone
+        return not _RANK
+
+
+@contextmanager
+def _first_of_machine_first():
+    """Of the ranks of a machine the first goes ahead to download and decode; what it has kept the others then find."""
+    if _LOCAL:
+        dist.barrier(_WAITING)
+    yield
+    if _RANKS > 1 and not _LOCAL:
+        dist.barrier(_WAITING)
+
+
+def _same_in_all_ranks(what, value):
+    """Fail where `value`, which JSON can hold, differs between ranks, as on machines with other files."""
+    if _RANKS > 1:
+        found = [None] * _RANKS
+        dist.all_gather_object(found, digest(value))
+        if len({*found}) > 1:
+            fail(f"{what}: not the same in all processes; give them the same files, of the same times, under the same names")
+
+
+def from_first_rank(call, *args):
+    """call(*args) of the first rank, however long it takes, for all of them."""
+    value = [None if _RANK else call(*args)]
+    if _RANKS > 1:
+        dist.broadcast_object_list(value, 0, _WAITING)
+    return value[0]
+
+
+def dealt(work, items):
+    """[work(item) for item in items]: each rank does a part, and all get all, then as tensors on the CPU. `items` can be sliced."""
+    done = [work(item) for item in items[_RANK::_RANKS]]
+    if _RANKS == 1:
+        return done
+    lists = [None] * _RANKS
+    dist.all_gather_object(lists, [x.cpu().clone() for x in done])  # without what else lies in the memory of a slice
+    return [lists[i % _RANKS][i // _RANKS] for i in range(len(items))]
+
+
+def _mean_of_ranks(x):
+    """Mean of a tensor over all ranks."""
+    if _RANKS > 1:
+        x = x.cpu() / _RANKS
+        dist.all_reduce(x)
+    return x
+
+
+def parallel(net):
+    """`net` for the step of `fit`: with several ranks its gradients are means over them. Fails where batch norm would learn from parts."""
+    if _RANKS == 1:
+        return net
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in net.train().modules()):
+        fail("batch norm would learn the statistics of each process's part of a batch; leave out --train-bn, or start one process")
+    return nn.parallel.DistributedDataParallel(net, static_graph=True)  # static, because some encoders have parameters that they do not use
+
+
+def first_rank_goes_on():
+    """End all ranks but the first, which does alone what follows."""
+    global _RANKS, _STORE
+    if _RANKS > 1:
+        dist.barrier(_WAITING)
+        dist.destroy_process_group()
+        if _RANK:
+            _on_signals(signal.SIG_IGN)
+            sys.exit()
+        _RANKS, _STORE = 1, None
 
 
 # ---- command line -----------------------------------------------------------------------------------------------
@@ -539,11 +670,15 @@ _FLAGS = {
 
 def add_flags(parser, names):
     """Give `parser` the flags that are alike in every script, and note when the run began."""
+    _join_ranks()
+    if _RANKS > 1:
+        parser.error = fail
     for name in names.split():
         parser.add_argument(f"--{name}", **_FLAGS[name])
     parser.set_defaults(began=clock())
 
 
+@_first_of_machine_first()
 def load(args, features=None, union=False):
     """(Data, Model) of a command line with the flags of `add_flags`; says what the model is.
 
@@ -620,6 +755,7 @@ class Data:
         """The 8-bit RGB Pillow image of a row of `splits`, or then(image), from any thread; all else as in `read_rgb`."""
         return read_rgb(path, self.open, then, short)
 
+    @_first_of_machine_first()
     def images(self, size, splits=None):
         """{split: Images} of train, val where there is such a split, and test, or of others; says how many there are.
 
@@ -735,9 +871,9 @@ class Images:
     def __getitem__(self, chosen):
         return torch.from_numpy(self.pixels[self.rows[chosen]]).permute(0, 3, 1, 2)
 
-    def batches(self, size, start=0, stop=None):
-        """uint8 tensors (B, 3, S, S), in order; of all images or of those from start to stop."""
-        for rows in torch.arange(len(self))[start:stop].split(size):
+    def batches(self, size):
+        """uint8 tensors (B, 3, S, S), in order."""
+        for rows in torch.arange(len(self)).split(size):
             yield self[rows.numpy()]
 
     def take(self, chosen):
@@ -944,6 +1080,8 @@ class Model:
         pipeline += ["folded"] * (self.frozen is not self.visual)
         key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__, self.code])
         folder = Path(f"cache/features/{images.name}-{spelled(self.name)}-{key}")
+        _same_in_all_ranks(f"features of {images.name} by {self.name}", key)
+        batch = from_first_rank(lambda: self.batch)
 
         def read(path):
             with np.load(path) as file:  # a .npz, because it has checksums
@@ -952,22 +1090,31 @@ class Model:
                 raise ValueError("not finite")
             return part
 
+        def encode(start):
+            x = images[start : min(start + batch, stop)]
+            bar.update(min(_RANKS * len(x), len(images) - bar.n))
+            return self.encode_image(x)
+
+        def absent():
+            return _kept(path, read) is None
+
         # a file for each chunk, so that a run that is cut off loses one at most
         found = torch.empty(len(images), self.width)
         with progress(None, f"{self.name} features", "img", len(images)) as bar:
-
-            def make():
-                done = []
-                for x in images.batches(self.batch, start, start + len(part)):
-                    done.append(self.encode_image(x))
-                    bar.update(len(x))
-                self.finite(part.copy_(torch.cat(done)), "features")
-                with atomic(path) as temporary, open(temporary, "wb") as file:
-                    np.savez(file, x=part.numpy())
-
             for start in range(0, len(images), _CHUNK):
-                path, part = folder / f"{start:07d}.npz", found[start : start + _CHUNK]
-                _kept_or_made(path, read, make)
+                path, part, stop = folder / f"{start:07d}.npz", found[start : start + _CHUNK], min(start + _CHUNK, len(images))
+                if not from_first_rank(absent):
+                    continue
+                with lock(path):
+                    if not from_first_rank(absent):  # a twin has made it
+                        continue
+                    self.finite(part.copy_(torch.cat(dealt(encode, range(start, stop, batch)))), "features")
+                    if _RANK:
+                        continue
+                    with atomic(path) as temporary, open(temporary, "wb") as file:
+                        np.savez(file, x=part.numpy())
+        if _RANKS > 1:
+            dist.broadcast(found, 0)
         return found.to(self.device), images.labels.to(self.device)
 
     def embed(self, captions, batch=512):
@@ -1457,6 +1604,7 @@ def _record(args, data, model, images, metrics, table, labels_used, history):
             "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
             "precision": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            **({"ranks": _JOINED} if _JOINED > 1 else {}),
             "code": code_version(),
         },
         "seconds": round(clock() - args.began, 2),
@@ -1547,22 +1695,33 @@ def read_checkpoint(path, about):
     return saved
 
 
-def half_epochs(load, count, batch, epochs, seed):
+def half_epochs(load, count, batch, epochs, seed, weights=None):
     """Legs for `fit`: [(epochs done at the end of the leg, [function without arguments -> tensors of a batch])], two an epoch.
 
     load(rows, epoch) -> tensors of a batch of the `count` images. Each epoch has an order of its own, by seed; its batches are
     of nearly equal size, so that none is left out and none is tiny. Fails where a batch is larger than all.
+
+    Of several ranks each loads its part of a batch, and behind its tensors comes one (2,): what the means of loss and score over this
+    part count beside those of the others. `weights` (count,) are those of the images in the loss, where they are not equal.
     """
     if batch > count:
         fail(f"--batch {batch}: more than the {count} images to train on; give a smaller one")
     per_epoch = -(-count // batch)
+    if count // per_epoch < _RANKS:
+        fail(f"--batch {batch}: leaves some of {_RANKS} processes without an image; give a larger one, or start fewer")
+    counts = torch.ones(2, count)  # of each image, in the means of loss and score
+    counts[0] = 1 if weights is None else weights
 
     @lru_cache(1)
     def order(epoch):
         return np.array_split(np.random.default_rng([seed, epoch]).permutation(count), per_epoch)
 
     def fetch(epoch, i):
-        return load(order(epoch)[i], epoch)
+        rows = order(epoch)[i]
+        if _RANKS == 1:
+            return load(rows, epoch)
+        mine = rows[_RANK::_RANKS]
+        return *load(mine, epoch), _RANKS * counts[:, mine].sum(1) / counts[:, rows].sum(1)
 
     ends = sorted({per_epoch // 2, per_epoch} - {0})
     legs = []
@@ -1584,6 +1743,9 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     dict of all that the numbers depend on: a checkpoint of another one is refused. A loss or a weight that is not finite
     ends the program, the last good checkpoint kept.
 
+    Of several ranks (where `step` has its network by way of `parallel`) each takes its part of each batch, and the first one writes and
+    reads the checkpoint, with which any number of ranks goes on. Dropout is drawn by each for itself.
+
     Returns (history, best): a row before and after each leg, and the snapshot with the highest score, of equals the
     earliest. `train` is the mean score of a leg's batches; `busy` the seconds of its steps and all before, without validation.
     """
@@ -1592,9 +1754,11 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     peaks = [group["lr"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
     steps = sum(len(batches) for _, batches in legs)
+    seed = torch.initial_seed()
+    _same_in_all_ranks("what is trained", about)
 
     # from the start, or from where the run was interrupted; the history is the position
-    if saved := read_checkpoint(checkpoint, about):
+    if saved := from_first_rank(read_checkpoint, checkpoint, about):
         net.load_state_dict(saved["state"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
@@ -1621,14 +1785,19 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
             # a leg of steps
             total, since, begun = torch.zeros(2, device=model.device), 0, time.time()
             net.train()
+            if _RANK:  # other dropout than that of the first, and the same when it goes on from here
+                torch.manual_seed(hash((seed, position, _RANK)))
             while since < len(batches):
                 (tensors,) = next(ready)
                 tensors = [t.to(model.device, non_blocking=True) for t in tensors]
                 share = _learning_rate((position + 0.5) / steps)
                 for group, peak in zip(optimizer.param_groups, peaks):
                     group["lr"] = peak * share
+                counts = tensors.pop() if _RANKS > 1 else None
                 with model.autocast():
                     loss, score = step(tensors)
+                if counts is not None:
+                    loss, score = loss * counts[0], score * counts[1]
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(parameters, _NORM)
@@ -1638,11 +1807,11 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
                 total += torch.stack([loss.detach(), score])
                 position, since = position + 1, since + 1
                 bar.update()
-                if model.device.type == "cpu" and not total[0].isfinite():  # there it costs nothing to look
+                if model.device.type == "cpu" and _RANKS == 1 and not total[0].isfinite():  # there it costs nothing to look
                     break
 
             # what it has come to, the only place where anything waits for the device
-            mean_loss, mean_score = (total / since).tolist()
+            mean_loss, mean_score = (_mean_of_ranks(total) / since).tolist()
             busy = history[-1]["busy"] + time.time() - begun
             state = snapshot(net)
             if not (math.isfinite(mean_loss) and all(t.isfinite().all() for t in state.values())):
@@ -1655,7 +1824,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
             row = {"epoch": epoch, "step": position, "train": mean_score, "val": val, "loss": mean_loss, "lr": peaks[0] * share}
             history.append(row | {"seconds": spent + time.time() - started, "busy": busy})
             bar.set_postfix_str(f"loss {mean_loss:.3f}, val {val:.3f}")
-            if checkpoint:
+            if checkpoint and not _RANK:
                 random = [torch.get_rng_state(), *([torch.cuda.get_rng_state(model.device)] if model.device.type == "cuda" else [])]
                 saved = {"about": about, "state": state, "best": best, "history": history, "random": random}
                 save_tensors(saved | {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, checkpoint)
@@ -1795,6 +1964,7 @@ def use_saved(args, batch=None):
     FILE is what --save of linear_probe.py (a head) or finetune.py (a whole network) wrote. Fails where it is anything else, or a
     head of other weights. A temperature and prediction sets are used where the file holds a calibration.
     """
+    first_rank_goes_on()
     told, tensors = read_weights(args.load)
     if "classes" not in told:
         fail(f"{args.load}: not written by --save of linear_probe.py or finetune.py")
@@ -3034,6 +3204,9 @@ def pick_device(device="auto", precision="auto"):
     """(torch.device, autocast dtype). auto: cuda, mps, cpu in this order; bf16 or fp16 where the hardware is fast at it."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    gpus = torch.cuda.device_count()
+    if _RANKS > 1 and device.startswith("cuda") and not (device == "cuda" and gpus > _LOCAL):
+        fail(f"--device {device}: torchrun gives each process a GPU of its own, of {gpus} here; start no more processes, and say cuda")
     try:
         torch.zeros(1, device=device).tolist()  # meta has no values
     except (RuntimeError, AssertionError) as error:

@@ -16,7 +16,7 @@ Copy this file and common.py to use it elsewhere.
 import argparse
 import math
 
-from common import F, add_flags, at_least, counted, evaluate, load, np, progress, report, torch
+from common import F, add_flags, at_least, counted, evaluate, first_rank_goes_on, load, np, progress, report, torch
 
 L2 = 1e-4  # of `linear`: held-out accuracy at most .025 below that of the best of 1e-2 ... 1e-7, for each k from 1 to 16
 # (share, firmness) that `text_init` chooses from: weights start at share * captions; firmness 0 pulls them there by L2 alone, 1 by up
@@ -294,6 +294,7 @@ def main():
     data, model = load(args)
     images = data.images(model.view, ["train", "test"])
     (x, _), (x_test, y_test) = (model.features(i) for i in images.values())
+    first_rank_goes_on()
     x, x_test = F.normalize(x, dim=1), F.normalize(x_test, dim=1)
     labels, classes = images["train"].labels, len(data.classes)  # labels on the CPU, where they are drawn
     sizes = np.bincount(labels)

@@ -3,6 +3,7 @@
     python finetune.py --model toy-RN --method cs --lr 5e-4 --epochs 12   # the toy world: .735 before, .898 after 16 s
     python finetune.py --data fruits360 --model ViT-B/32 --method cs --save best.safetensors
     python finetune.py --load best.safetensors --predict a.jpg b.jpg
+    torchrun --nproc-per-node 2 finetune.py ...           # on two GPUs: --batch is of both together, so rates stay as they are
 
 An interrupted run goes on where it was when the same command is started again. Copy this file and common.py to use it
 elsewhere.
@@ -24,18 +25,22 @@ from common import (
     check_head,
     check_saved,
     counted,
+    dealt,
     digest,
     ending,
     evaluate,
     fail,
     file_sha256,
+    first_rank_goes_on,
     fit,
+    from_first_rank,
     half_epochs,
     hold_out,
     load,
     lock,
     measure_calibration,
     paired_difference,
+    parallel,
     progress,
     read_checkpoint,
     read_weights,
@@ -55,7 +60,7 @@ def arguments():
     parser.add_argument("--head", help="ml starts from: text, random, or a FILE of linear_probe.py --save (text for CLIP, else random)")
     parser.add_argument("--freeze", action="store_true", help="train the head alone, of an encoder as it is")
     parser.add_argument("--epochs", type=at_least(1), default=5, help="(%(default)s)")
-    parser.add_argument("--batch", type=at_least(1), default=32, help="images a step (%(default)s)")
+    parser.add_argument("--batch", type=at_least(1), default=32, help="images a step, of all processes together (%(default)s)")
     # held-out accuracy from a probe's head at 1e-5 and 1e-4: Simpsons .823 .903 (mobilenet_v2), .790 .823 (squeezenet1_1), 100 Sports
     # .647 .640 (squeezenet1_1; .710 before); 1e-5 is also what is published for CLIP, and on 95 fruits 1e-4 lost what the encoder knew
     parser.add_argument("--lr", type=float, default=1e-5, help="learning rate of the encoder, at its peak (%(default)s)")
@@ -363,9 +368,14 @@ def logits_and_right(net, model, images, state=None):
     """(logits (N, C), bool (N,): which images are named right) of the network as it is, or in another state, in which it stays."""
     if state:
         net.load_state_dict(state, strict=False)
-    batches = progress(images.batches(model.batch), images.name, "batch", -(-len(images) // model.batch))
-    with torch.no_grad():
-        logits = torch.cat([net.head(model.encode_image(x)) for x in batches]).cpu()
+    batch = from_first_rank(lambda: model.batch)
+
+    def logits_of(start):
+        bar.update()
+        return net.head(model.encode_image(images[start : start + batch]))
+
+    with torch.no_grad(), progress(None, images.name, "batch", -(-len(images) // batch)) as bar:
+        logits = torch.cat(dealt(logits_of, range(0, len(images), batch))).cpu()
     return logits, logits.numpy().argmax(1) == images.labels.numpy()
 
 
@@ -379,9 +389,10 @@ def tune(args, net, model, images, seed, checkpoint, depends):
     start = snapshot(net)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(parameter_groups(net, args.lr, args.head_lr, args.decay), fused=True)
-    legs = half_epochs(loader(train, seed), len(train), args.batch, args.epochs, seed)
-    weights = 1 / torch.bincount(train.labels).to(model.device) if args.balance else None  # a batch's mean is over the sum of its weights
-    step = train_step(net, model, not args.no_augment, weights)
+    weights = 1 / torch.bincount(train.labels) if args.balance else None  # a batch's mean is over the sum of its weights
+    of_images = weights[train.labels] if args.balance else None
+    legs = half_epochs(loader(train, seed), len(train), args.batch, args.epochs, seed, of_images)
+    step = train_step(parallel(net), model, not args.no_augment, weights.to(model.device) if args.balance else None)
 
     def validate():
         return logits_and_right(net, model, val)[1].mean().item()
@@ -481,6 +492,7 @@ def main():
     for seed, (checkpoint, depends) in checkpoints.items():
         net = Classifier(model.visual, head(seed).to(model.device), args.freeze, args.train_bn)
         runs.append(tune(args, net, model, images, seed, checkpoint, depends))
+    first_rank_goes_on()
 
     # what it has come to, on test images
     logits, used = runs[0]["tested"][1.0][0], max(len(train) + len(val), data.chosen_with)

@@ -26,6 +26,7 @@ from common import (
     ending,
     evaluate,
     find_copies,
+    first_rank_goes_on,
     load,
     measure_calibration,
     natural,
@@ -420,6 +421,7 @@ def main():
     x, y = {}, {}
     for split in images:
         x[split], y[split] = model.features(images[split])
+    first_rank_goes_on()
 
     # the penalty is chosen on images that the fits do not see; features are centred and of unit variance over all, so that it
     # means the same for every encoder

@@ -12,7 +12,7 @@ What was chosen used labels, so it is no longer zero-shot. Copy this file and co
 import argparse
 import math
 
-from common import F, add_flags, counted, evaluate, fail, load, progress, read_templates, report, some, torch
+from common import F, add_flags, counted, evaluate, fail, first_rank_goes_on, load, progress, read_templates, report, some, torch
 
 # what captions of pictures vary in; the plain ones first, because the first of equals is taken
 POOL = [
@@ -127,6 +127,7 @@ def main():
     z = model.classifier(data.words, pool, data.type, each=True)  # (T, C, E)
     images = data.images(model.view, [split, "test"])
     (x, y), (x_test, y_test) = (model.features(i) for i in images.values())
+    first_rank_goes_on()
     x, x_test = F.normalize(x, dim=1), F.normalize(x_test, dim=1)
 
     # each on its own, then together while that helps

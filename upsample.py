@@ -33,6 +33,7 @@ from common import (
     ending,
     fail,
     file_sha256,
+    first_rank_goes_on,
     fit,
     half_epochs,
     hold_out,
@@ -676,6 +677,7 @@ def complete(args, data, model, to, rows, targets):
 
 def main():
     args = arguments()
+    first_rank_goes_on()
     device, dtype = pick_device(args.device, args.precision)
     if args.task == "train":
         return train(args, device, dtype)

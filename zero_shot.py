@@ -17,6 +17,7 @@ from common import (
     counted,
     draw_pictures,
     evaluate,
+    first_rank_goes_on,
     given,
     load,
     load_model,
@@ -65,6 +66,7 @@ def main():
 
     # any pictures, any labels
     if args.images:
+        first_rank_goes_on()
         model = load_model(args.model or "ViT-B/32", args.device, args.weights, args.precision, args.act, batch=args.batch, fit=args.fit)
         z = model.embed(args.labels)
         named = partial(name_pictures, model, args.images, lambda x: zero_shot(x, z, model.logit_scale, model.logit_bias), args.labels)
@@ -77,6 +79,7 @@ def main():
     splits = data.images(model.view, [args.split])
     images = splits[args.split]
     x, labels = model.features(images)
+    first_rank_goes_on()
     logits = zero_shot(x, z, model.logit_scale, model.logit_bias)
     more = " ..." if len(data.templates) > 1 else ""
     print(f"{counted(len(data.templates), 'prompt')}: {data.templates[0].replace('{type}', data.type)}{more}")

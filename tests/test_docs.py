@@ -58,6 +58,9 @@ NEEDS_MORE = {  # commands that the tests do not run, and what they need; a scri
     "pip install atheris": NETWORK,
     "python bench/fuzz.py read_rgb --seconds 600 --seeds FOLDER": "another package",
     "python bench/beside.py --only few-shot": MINUTES,
+    "python bench/distributed.py": MINUTES,
+    "torchrun --nproc-per-node 2 finetune.py --data fruits360 --model ViT-B/32 --method cs": CLIP,
+    "torchrun --nproc-per-node 2 linear_probe.py --data fruits360 --model ViT-B/32": CLIP,
     "python bench/coverage.py": MINUTES,
 }
 
