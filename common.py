@@ -2099,7 +2099,7 @@ def _endings():
 def _formats():
     """("JPEG", ...): what is opened, whatever a file is called. PostScript is a program, which Pillow would have Ghostscript run."""
     Image.init()
-    return tuple(kind for kind in Image.ID if kind != "EPS")
+    return tuple(kind for kind in Image.ID if kind not in ("EPS", "IPTC"))  # the latter may hold the former
 
 
 def _open(file):

@@ -22,7 +22,7 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT, refused
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 import common
 import finetune
@@ -474,6 +474,23 @@ def test_a_link_stays_a_link(world, call):
 
 
 # ---- what fuzzing has found (bench/fuzz.py) ---------------------------------------------------------------------------------
+
+
+def test_postscript_in_another_picture_is_not_run_either(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text("#!/bin/sh\ntouch started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("cat.jpg", "EPS")
+    parts = [(60, b"\1\0"), (65, b"\1"), (20, b"\0\x08"), (30, b"\0\x08"), (120, b"\5")]  # of IPTC: one layer of 8 x 8 px, which is a file
+    head = b"".join(bytes([0x1C, 3, kind, 0, len(value)]) + value for kind, value in parts)
+    data = Path("cat.jpg").read_bytes()
+    Path("dog.jpg").write_bytes(head + bytes([0x1C, 8, 10]) + len(data).to_bytes(2, "big") + data + bytes([0x1C, 9, 10, 0, 1, 0]))
+    for name in ("cat.jpg", "dog.jpg"):
+        with pytest.raises(ValueError, match="cannot identify"):
+            read_rgb(name)
+    assert not Path("started").exists() and not common._is_image("cat.eps")
 
 
 WRITTEN = {"script": "prompts", "labels_used": 3, "data": {"name": "d"}, "metrics": {"ensemble": ["a {}"]}}
