@@ -55,7 +55,7 @@ def test_nothing_is_moved_or_taken_away_while_it_is_open(world, call, watched):
 def test_what_windows_has_not_is_not_needed(world, call, monkeypatch):
     """An archive, a cache and a lock without the functions that are POSIX alone."""
     monkeypatch.setattr(common, "fcntl", None)
-    for name in ("pread", "posix_fallocate", "sched_getaffinity", "sysconf", "getuid", "fork", "fchmod", "mkfifo"):
+    for name in ("pread", "posix_fallocate", "sysconf", "getuid", "fork", "fchmod", "mkfifo"):
         monkeypatch.delattr(os, name, raising=False)
     shutil.make_archive("own", "zip", "data/tiny")
     with common.lock("x"):
