@@ -30,7 +30,7 @@ And these, where they are needed:
     accuracy_interval, paired_difference, wilson, normal_quantile, few_tested         what few test images are worth
     calibrate, measure_calibration    confidences, and sets of classes, that mean what they say; of fit_temperature,
                                       conformal_scores, conformal_quantile and reliability
-    read_result(file) -> record, arrays               what report wrote
+    read_result(file) -> record, arrays               what report wrote; seal(record, file) is what makes it so
     parallel, dealt, from_first_rank, first_rank_goes_on    what several processes do together, or the first for all: torchrun
     note_cut, hub_file                for a FILE.py: how many captions its tokenizer cuts; a file of the Hugging Face hub
     find_copies(test, train)          which pictures of one split are in another
@@ -1573,8 +1573,8 @@ def report(args, data, model, images, metrics, method="", logits=None, labels_us
     if arrays:  # first: where the record exists, its predictions do
         with atomic(out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, index=np.array(last.paths), true=last.labels.numpy(), cluster=last.clusters, **arrays)
-    record = _finite(_record(args, data, model, images, metrics, table, labels_used, history))
-    write_json(out, record | {"checksum": digest(record)})
+    record = _record(args, data, model, images, metrics, table, labels_used, history)
+    write_json(out, seal(record, out))
     print(f"wrote {out}")
 
 
@@ -1618,25 +1618,38 @@ def read_result(file):
     """
     record, saved = read_json(file), Path(file).with_suffix(".npz")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        again = record.get("command") if isinstance(record, dict) else None
-        again = f"make it anew: {again}" if isinstance(again, str) else "take it away, or make it anew"
-        fail(f"{file}: not a result of these scripts, or of older ones; {again}")
+        fail(f"{file}: not a result of these scripts, or of older ones; take it away, or make it anew{_again(record)}")
     _unseal(file, record)
     try:
+        if record["arrays"] != (file_sha256(saved)[:16] if saved.exists() else None):
+            raise ValueError("not what was written with it")
         arrays = dict(np.load(saved)) if saved.exists() else {}
-        if any(a.dtype.kind not in "biufU" or (a.dtype.kind == "f" and not np.isfinite(a).all()) for a in arrays.values()):
-            raise ValueError("values that are not finite numbers or names")
-        if len({arrays[name].shape[-1] for name in ("index", "true", "cluster", "predicted", "right") if name in arrays}) > 1:
-            raise ValueError("of different numbers of images")
-    except Exception as error:  # whatever it is that damage makes zipfile and numpy raise
+    except (OSError, ValueError) as error:
         fail(f"{saved}: cannot be read: {why(error)}; delete it and its .json, and make makes both anew")
     return record, arrays
 
 
+def seal(record, file):
+    """A record with checksums of what it says and of the .npz beside `file`, so that no damage becomes a number; JSON-able."""
+    arrays = Path(file).with_suffix(".npz")
+    record = _finite({**record, "arrays": file_sha256(arrays)[:16] if arrays.exists() else None})
+    return record | {"checksum": _checksum(record)}
+
+
+def _checksum(record):
+    return digest({key: value for key, value in record.items() if key != "checksum"})
+
+
 def _unseal(file, record):
-    """Take the checksum out of a record of `report`; fails where anything else in it has changed since."""
-    if (told := record.pop("checksum", None)) and told != digest(record):
-        fail(f"{file}: damaged, or changed by hand: another checksum; make it anew, or take its checksum out if you know what you did")
+    """Fail where a record of `report` is not as it was written."""
+    if record.get("checksum") != _checksum(record):
+        fail(f"{file}: damaged, changed by hand, or of older code: its checksum is another; make it anew{_again(record)}")
+
+
+def _again(record):
+    """The command that has made a record, as the end of a line."""
+    again = record.get("command") if isinstance(record, dict) else None
+    return f": {again}" if isinstance(again, str) else ""
 
 
 def code_version():

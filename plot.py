@@ -129,8 +129,6 @@ def load(folder, name):
             try:
                 run = Run(record, saved, file, upsampling)
                 keys, arrays = NEEDS[run.script]
-                if arrays and not saved:
-                    fail(f"{file.with_suffix('.npz')}: missing beside its .json; delete that too, and make makes both anew")
                 if not ({"command", "table", "seconds"} <= {*record} and {*keys} <= {*run.metrics} and {*arrays} <= {*saved}):
                     raise KeyError
                 args, model = record["args"], run.model

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from conftest import ROOT, refused
@@ -232,9 +233,9 @@ def test_the_disk_is_not_the_picture(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to("nowhere")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    for name in ("folder", "link", "loop"):
+    for name in ("folder", "link|nowhere", "loop"):  # older Pillow names what the link leads to
         with pytest.raises(OSError, match=name):
-            read_rgb(tmp_path / f"{name}.png")
+            read_rgb(tmp_path / f"{name.partition('|')[0]}.png")
     with pytest.raises(ValueError, match="cannot identify"):
         read_rgb("x", lambda path: Image.open(io.BytesIO(b"no picture")))
 
@@ -326,7 +327,6 @@ def test_odd_heads_are_refused_by_file_and_reason(world, call):
         "no bias": (told(), {"head.weight": head(4, width)["head.weight"]}),
         "nan": (told(), head(4, width, value=float("nan"))),
         "integers": (told(), head(4, width, torch.int64)),
-        "complex": (told(), head(4, width, torch.complex64)),
         "flat": (told(), {"head.weight": torch.zeros(4 * width), "head.bias": torch.zeros(4)}),
         "no words": (told(words=None), head(4, width)),
         "class names": (told(classes=[1, 2, 3, 4]), head(4, width)),
@@ -342,6 +342,8 @@ def test_odd_heads_are_refused_by_file_and_reason(world, call):
         "held out": (told(), head(4, width) | {"held_out.weight": torch.zeros(4, 3), "held_out.bias": torch.zeros(4)}),
         "scale": (told(method="cs"), {"head.logit_scale": torch.zeros(3)}),
     }
+    if torch.complex64 in safetensors.torch._SIZE:  # older versions cannot write them
+        odd["complex"] = told(), head(4, width, torch.complex64)
     for name, (about, tensors) in odd.items():
         save_weights(f"{name}.safetensors", tensors, about)
         runs = [(linear_probe.main, "--load", f"{name}.safetensors", "--predict", picture, "--weights", "weights/toy-RN.pt")]
@@ -379,24 +381,24 @@ def test_damaged_results(world, call, capsys):
     good = Path("r.npz").read_bytes()
     for place in range(0, len(good), len(good) // 60):
         Path("r.npz").write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
-        try:
-            found = read_result("r.json")[1]
-        except SystemExit:
-            assert "r.npz: cannot be read" in capsys.readouterr().err
-        else:
-            assert all(np.array_equal(found[name], a) for name, a in arrays.items())
+        with pytest.raises(SystemExit):
+            read_result("r.json")
+        assert "r.npz: cannot be read" in capsys.readouterr().err
     Path("r.npz").write_bytes(good)
     text = Path("r.json").read_text()
     Path("r.json").write_text(re.sub(r'("top1": 0\.\d)', r"\g<1>7", text))
     with pytest.raises(SystemExit):
         read_result("r.json")
-    assert "r.json: damaged, or changed by hand" in capsys.readouterr().err
+    assert "r.json: damaged, changed by hand, or of older code" in capsys.readouterr().err
     Path("r.json").write_text(text)
-    for odd in ({"confidence": arrays["confidence"] * np.nan}, {"true": arrays["true"][1:]}):
-        np.savez("r.npz", **arrays | odd)
-        with pytest.raises(SystemExit):
-            read_result("r.json")
-        assert "r.npz: cannot be read" in capsys.readouterr().err
+    Path("r.npz").unlink()
+    with pytest.raises(SystemExit):
+        read_result("r.json")
+    assert "r.npz: cannot be read" in capsys.readouterr().err
+    np.savez("r.npz", **arrays | {"true": arrays["true"][1:]})  # whole, and of another run
+    with pytest.raises(SystemExit):
+        read_result("r.json")
+    assert "r.npz: cannot be read" in capsys.readouterr().err
 
 
 # ---- odd names and flags ----------------------------------------------------------------------------------------------
@@ -501,7 +503,7 @@ WRITTEN = {"script": "prompts", "labels_used": 3, "data": {"name": "d"}, "metric
 )
 def test_an_odd_result_of_prompts_is_a_line(odd, tmp_path, capsys):
     for change, code in (({}, 0), (odd, 2)):
-        (tmp_path / "t.json").write_text(json.dumps(WRITTEN | change))
+        (tmp_path / "t.json").write_text(json.dumps(common.seal(WRITTEN | change, tmp_path / "t.json")))
         try:
             assert common.read_templates([str(tmp_path / "t.json")]) == (["a {}"], 3) and not code
         except SystemExit as end:

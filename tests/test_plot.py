@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
@@ -15,7 +16,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 import plot
-from common import FORMAT, accuracy_interval
+from common import FORMAT, accuracy_interval, seal
 
 CLASSES = ["ash", "birch", "cedar", "elm"]
 N = 160  # test images, 40 a class, which come class by class
@@ -72,8 +73,15 @@ def write(folder, script, name, metrics, model="m-clip", wrong=(0, 159), data="w
     known = {"index": index, "true": true, "cluster": np.arange(N), "predicted": predicted, "right": right.astype(np.uint8)}
     np.savez(file.with_suffix(".npz"), **known, **shown)
     Image.new("RGB", (600, 400)).save(file.with_suffix(".png"))  # as --grid draws it
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(seal(record, file)))
     return file
+
+
+def changed(file, old, new):
+    """Let the record say something else, as if it had been written so."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(json.dumps(seal(json.loads(text.replace(old, new)), file)))
 
 
 def judged(right, true):
@@ -233,8 +241,10 @@ def test_srgan_is_compared_picture_by_picture(woods):
 
 @pytest.mark.parametrize("name, word", [("index", "test images of woods, by their names"), ("cluster", "groups or copies")])
 def test_other_test_images_are_not_compared(name, word, woods, capsys):
-    saved = dict(np.load(woods / "linear_probe/woods/m-fast.npz"))
-    np.savez(woods / "linear_probe/woods/m-fast.npz", **saved | {name: saved[name][::-1]})
+    file = woods / "linear_probe/woods/m-fast.json"
+    saved = dict(np.load(file.with_suffix(".npz")))
+    np.savez(file.with_suffix(".npz"), **saved | {name: saved[name][::-1]})
+    changed(file, "{", "{")
     with pytest.raises(SystemExit):
         study(woods)
     assert word in capsys.readouterr().err
@@ -424,7 +434,7 @@ def test_figures_of_odd_studies_can_be_read(kwargs, tmp_path):
 def test_speeds_have_ticks_that_do_not_touch(low, tmp_path):
     for factor in (1, 1.3, 3, 9, 30, 400, 20000):
         odd(tmp_path, ["one", "two"], shots=(), clips=["one"], speeds=[low, min(low * factor, 60000)])
-        with plot.rc_context(plot.FONTS):
+        with rc_context(plot.FONTS):
             fig = plot.draw_summary(study(tmp_path))
         assert not faults(fig), (low, factor)
         right = fig.axes[1]
@@ -438,7 +448,8 @@ def test_all_stand_right_of_the_last_number_however_uneven_the_classes(tmp_path)
     """60, 20, 5 and 2 training images: 32 labels a class are more than the mean of all, which is 22."""
     odd(tmp_path, ["one"], ("1", "4", "32", "64"), everything=87)
     few = tmp_path / "few_shot/woods/one.json"
-    few.write_text(few.read_text().replace('"32": 87', '"32": 59').replace('"4": 16', '"4": 15'))
+    changed(few, '"32": 87', '"32": 59')
+    changed(few, '"4": 16', '"4": 15')
     drawn, _ = plot.figures(study(tmp_path))
     for file in ("summary.png", "few_shot.png"):
         ax = drawn[file].axes[0]
@@ -541,7 +552,7 @@ def test_refuses_srgan_pictures_of_other_pictures_and_two_results_of_one_run(woo
     assert code == 2 and "again.json" in err and "two results of one run" in err
     os.remove(woods / "prompts/woods/again.json")
     file = woods / "zero_shot/woods-srgan/m-clip.json"
-    file.write_text(file.read_text().replace('"source": "f1"', '"source": "f0"'))
+    changed(file, '"source": "f1"', '"source": "f0"')
     code, _, err = call(plot.main, "--data", "woods")
     assert code == 2 and "of different pictures of woods" in err
 
@@ -568,8 +579,9 @@ def test_names_what_is_missing_and_draws_the_rest(woods, tmp_path, monkeypatch, 
     [
         (lambda f: f.write_text("{"), "cannot be read as JSON"),
         (lambda f: f.write_text("[]"), "not a result of these scripts"),
-        (lambda f: f.write_text(f.read_text().replace('"command"', '"order"')), "not a whole result of these scripts"),
-        (lambda f: f.with_suffix(".npz").unlink(), "m-clip.npz: missing"),
+        (lambda f: f.write_text(f.read_text().replace('"command"', '"order"')), "m-clip.json: damaged"),
+        (lambda f: changed(f, '"command"', '"order"'), "not a whole result of these scripts"),
+        (lambda f: f.with_suffix(".npz").unlink(), "m-clip.npz: "),
         (lambda f: f.with_suffix(".npz").write_bytes(b"PK"), "m-clip.npz: "),
     ],
 )

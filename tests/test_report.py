@@ -14,6 +14,7 @@ from PIL import Image
 from test_plot import CLASSES, study, woods as made_woods
 
 import plot
+from common import seal
 
 spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
 report = importlib.util.module_from_spec(spec)
@@ -143,7 +144,7 @@ def test_hostile_names_stay_text(woods):
         text = file.read_text()
         for name, evil in zip(CLASSES, EVIL):
             text = text.replace(json.dumps(name), json.dumps(evil))
-        file.write_text(text)
+        file.write_text(json.dumps(seal(json.loads(text), file)))
     listed = woods / "linear_probe/woods/m-best-suspects.csv"
     with open(listed, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         rows = [[f'{EVIL[i % 4]}/{i}".jpg', "train", EVIL[0], EVIL[1], "0.01", "0.9"] for i in range(30)]
@@ -193,7 +194,7 @@ def test_calibration_is_told_where_it_was_measured(woods):
     probe = study(woods).one("linear_probe", "m-best")
     record = json.loads(probe.file.read_text())
     record["metrics"]["calibration"] = said
-    probe.file.write_text(json.dumps(record))
+    probe.file.write_text(json.dumps(seal(record, probe.file)))
     page = Page(made(woods)[1])
     row = next(t for t in page.tables if "temperature" in t[0])[1]
     assert row == [
