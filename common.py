@@ -164,13 +164,17 @@ class _Printed:
 
 
 def _end(kind, error, trace):
-    """What an exception does that nothing has caught: Ctrl-C is a line, and the exit code then 130; so is the end of another rank."""
+    """What an exception does that nothing has caught: Ctrl-C is a line, and the exit code then 130; so are too little memory
+    and the end of another rank."""
     if not _first_to_end():
         return
     if lost := _RANKS > 1 and issubclass(kind, RuntimeError) and re.search("gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
         said = re.sub(r"^\[.*?\] ", "", why(error)).partition(". ")[0]  # without the line of gloo's source, and its guesses
         error = f"another process of this run has ended, or does not answer ({said})"
-    if lost or issubclass(kind, KeyboardInterrupt):
+    full = "torch" in sys.modules and _out_of_memory(error)
+    if full:
+        error = f"not enough memory ({why(error)}); give a smaller --batch, or --device cpu"
+    if full or lost or issubclass(kind, KeyboardInterrupt):
         said = str(error) or "interrupted"
         print(f"\n{Path(sys.argv[0]).name}: {said}; run it again to go on from what is kept", file=sys.stderr)
     else:

@@ -122,6 +122,13 @@ def test_ctrl_c_is_a_line(world):
     assert not list(Path("cache").rglob(f"{common._MINE}*"))
 
 
+def test_too_little_memory_is_a_line_wherever_it_is_missed(tmp_path):
+    """As in a step of training; what encodes pictures goes on with half of them."""
+    program = "import common, torch\ntorch.empty(1 << 60)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=path())
+    assert done.returncode == 1 and done.stderr.count("\n") == 2 and "not enough memory" in done.stderr and "--batch" in done.stderr
+
+
 def test_ctrl_c_where_nothing_can_be_raised_comes_once_more():
     class Cleans:
         def __del__(self):
