@@ -18,7 +18,7 @@ import linear_probe
 import prompts
 import toy
 import zero_shot
-from common import _load_images as load_images, evaluate, load_data, load_model, read_templates, wilson
+from common import _load_images as load_images, evaluate, load_data, load_model, read_templates, seal, wilson
 
 
 def test_wilson_stays_between_0_and_1():
@@ -87,7 +87,8 @@ def test_templates(tmp_path):
     assert read_templates(["a {}."], "bird") == (["a {}."], 0)
     (tmp_path / "t.txt").write_text("a {}.\n\nthe {}.\n")
     (tmp_path / "t.json").write_text('["a {}.", "the {}."]')
-    (tmp_path / "best.json").write_text('{"script": "prompts", "metrics": {"ensemble": ["a {}.", "the {}."]}, "labels_used": 9}')
+    record = {"script": "prompts", "data": {"name": "d"}, "metrics": {"ensemble": ["a {}.", "the {}."]}, "labels_used": 9}
+    (tmp_path / "best.json").write_text(json.dumps(seal(record, tmp_path / "best.json")))
     for name, labels_used in (("t.txt", 0), ("t.json", 0), ("best.json", 9)):
         assert read_templates([str(tmp_path / name)]) == (["a {}.", "the {}."], labels_used)
 
