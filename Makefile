@@ -244,7 +244,7 @@ check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
 
 test-faults: | $(TEST_ENV)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q tests/faults.py
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q tests/faults.py tests/determinism.py tests/distributed.py
 
 check-clip: | $(TEST_ENV)
 	$(PYTHON) bench/check_clip.py

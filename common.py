@@ -168,6 +168,9 @@ def _end(kind, error, trace):
     and the end of another rank."""
     if not _first_to_end():
         return
+    wrapped = kind is not KeyboardInterrupt and KeyboardInterrupt in (type(error.__cause__), type(error.__context__))
+    if wrapped:  # as where a class is made while a module is imported
+        kind, error = KeyboardInterrupt, KeyboardInterrupt()
     if lost := _RANKS > 1 and issubclass(kind, RuntimeError) and re.search("gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
         said = re.sub(r"^\[.*?\] ", "", why(error)).partition(". ")[0]  # without the line of gloo's source, and its guesses
         error = f"another process of this run has ended, or does not answer ({said})"
@@ -179,6 +182,9 @@ def _end(kind, error, trace):
         print(f"\n{Path(sys.argv[0]).name}: {said}; run it again to go on from what is kept", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+    if wrapped:  # the end that Python gives to a plain one
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def _unheard(error):

@@ -341,7 +341,7 @@ def own_size(data, splits):
 def training_images(args):
     """(Data, {"train": Images, "val": Images}, side of the squares to train on, side of whole pictures to validate with)."""
     data = load_data(args.data, seed=args.seed, union=True, groups=args.groups, label_from=args.label_from)
-    splits = [split for split in ("train", "val") if data.splits.get(split)]
+    splits = ["train", *(["val"] if data.splits.get("val") else [])]
     images = hold_out(own_size(data, splits), args.seed)
     side = images["train"].pixels.shape[1]
     size, whole = min(SIDE, side) // SCALE * SCALE, images["val"].pixels.shape[1] // SCALE * SCALE

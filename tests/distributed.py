@@ -1,18 +1,46 @@
-"""What takes longer of several processes: real jobs of torchrun that are interrupted, or lose a process, at other moments.
+"""What takes longer of several processes: real jobs of torchrun that are interrupted, or lose a process.
 
 python -m pytest -q tests/distributed.py        # about a minute
 """
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_distributed import torchrun, wait_for
+from conftest import ROOT
 
 import common
 import finetune
+
+SCRIPT = """import os, pathlib, sys
+sys.path.insert(0, {root!r})
+sys.argv[0] = "{script}.py"
+import common, {script}
+pathlib.Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
+{before}
+{script}.main()
+"""
+
+
+def torchrun(count, *command, script="finetune", before=""):
+    """A job of torchrun, whose processes write their numbers into pid0, pid1, ..."""
+    Path("ranks.py").write_text(SCRIPT.format(root=str(ROOT), script=script, before=before))
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", count, "ranks.py", *command]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(list(map(str, program)), env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+def wait_for(file, job, limit=60):
+    end = time.time() + limit
+    while not list(Path().glob(file)):
+        assert job.poll() is None and time.time() < end, job.communicate()
+        time.sleep(0.02)
+
 
 COMMAND = ["--data", "tiny", "--model", "toy-RN", "--device", "cpu"]
 TUNED = [*COMMAND, "--precision", "float32", "--epochs", 16, "--batch", 8]
@@ -26,7 +54,7 @@ def ended(job, words):
     assert "Exception ignored" not in error and not list(Path().rglob(f"{common._MINE}*"))
 
 
-@pytest.mark.parametrize("way", ["interrupted", "first killed", "torchrun ended"])
+@pytest.mark.parametrize("way", ["interrupted", "first killed", "second killed", "torchrun ended"])
 def test_it_ends_with_one_line_and_goes_on(world, call, way):
     code, *_ = call(finetune.main, *TUNED, "--out", "one.json")
     assert code == 0
@@ -37,8 +65,10 @@ def test_it_ends_with_one_line_and_goes_on(world, call, way):
     elif way == "torchrun ended":
         job.terminate()
     else:
-        os.kill(int(Path("pid0").read_text()), signal.SIGKILL)
-    ended(job, {"interrupted": "interrupted", "first killed": "does not answer", "torchrun ended": "ended by torchrun"}[way])
+        os.kill(int(Path("pid0" if way == "first killed" else "pid1").read_text()), signal.SIGKILL)
+    words = {"interrupted": "interrupted", "first killed": "does not answer", "second killed": "", "torchrun ended": "ended by torchrun"}
+    ended(job, words[way])
+    assert not Path("two.json").exists()
     job = torchrun(3, *TUNED, "--out", "two.json")
     out, error = job.communicate(timeout=120)
     assert job.returncode == 0 and "goes on from two.0.ckpt" in out, error

@@ -33,6 +33,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -355,8 +356,8 @@ def kills(tiny, name, seed, count):
 
 def test_kill(table, pool, given):
     halves = -(-TRIALS // 2), TRIALS // 2
-    futures = {name: [pool.submit(kills, given, name, seed, n) for seed, n in enumerate(halves) if n] for name in COMMANDS}
-    tried(table, {f"`{name}` killed, and run again": parts for name, parts in futures.items()})
+    futures = [pool.submit(kills, given, name, seed, n) for name in COMMANDS for seed, n in enumerate(halves) if n]
+    tried(table, {f"{len(COMMANDS)} scripts and tasks killed at a random moment, and run again": futures})
 
 
 def interrupted(tiny, seed, count):
@@ -372,7 +373,9 @@ def interrupted(tiny, seed, count):
             time.sleep(moment)
             running.send_signal(signal.SIGINT)
             err = running.communicate(timeout=HANG)[1]
-            assert running.returncode in (0, -signal.SIGINT), err
+            if "init_import_site" in err:  # not even Python had begun
+                return
+            assert running.returncode in (0, -signal.SIGINT), f"exit code {running.returncode}: {err}"
             assert "site-packages" not in err and "Exception ignored" not in err, err
 
     for _ in range(count):
@@ -555,6 +558,7 @@ ENDINGS = ".jpg .png .bmp .webp .gif .tif .jp2 .j2k .ppm .pgm .pbm .pfm .tga .pc
 TURNED = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"  # by 90 degrees
 
 
+@cache
 def pictures(ending):
     """Files of this format as Pillow writes it, in several modes and sizes."""
     Image.init()
@@ -770,7 +774,7 @@ def damaged_caches(tiny, count):
             good = file.read_bytes()
             file.write_bytes(data)
             code, out, err = call(script, *flags)
-            told = [line for line in out.splitlines() if line.startswith(f"note: {file} is damaged (")]
+            told = [line for line in out.splitlines() if line.startswith("note: cache/") and " is damaged (" in line]
             assert code == 0 and not err and len(told) == (data != good and file.read_bytes() != data), f"{code} {out[:200]} {err[:300]}"
             assert "\n".join(line for line in out.splitlines() if line not in told) == first.rstrip(), out
             file.write_bytes(good)

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from torch import distributed as dist, nn
 
 import common
@@ -254,41 +251,3 @@ def test_a_rank_that_does_not_answer_ends_the_others(start, tmp_path):
     first, second = start(stopped, folder=tmp_path)
     assert first[0] == second[0] == 1 and first[2].count("\n") == 2 and second[1:] == ["", ""]
     assert "another process of this run has ended, or does not answer" in first[2] and "run it again" in first[2]
-
-
-SCRIPT = """import os, pathlib, sys
-sys.path.insert(0, {root!r})
-sys.argv[0] = "{script}.py"
-import common, {script}
-pathlib.Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
-{before}
-{script}.main()
-"""
-
-
-def torchrun(count, *command, script="finetune", before=""):
-    """A job of torchrun, whose processes write their numbers into pid0, pid1, ..."""
-    Path("ranks.py").write_text(SCRIPT.format(root=str(ROOT), script=script, before=before))
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", count, "ranks.py", *command]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(list(map(str, program)), env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
-
-
-def wait_for(file, job, limit=60):
-    end = time.time() + limit
-    while not list(Path().glob(file)):
-        assert job.poll() is None and time.time() < end, job.communicate()
-        time.sleep(0.02)
-
-
-def test_a_killed_rank_ends_the_job_which_goes_on(world, call):
-    command = ["--data", "tiny", "--model", "toy-RN", "--device", "cpu", "--epochs", 16, "--batch", 8, "--out", "out.json"]
-    job = torchrun(2, *command)
-    wait_for("out.0.ckpt", job)
-    os.kill(int(Path("pid1").read_text()), signal.SIGKILL)
-    out, error = job.communicate(timeout=40)
-    ours = [line for line in error.splitlines() if "finetune.py: " in line]
-    assert job.returncode and len(ours) == 1 and "run it again to go on from what is kept" in ours[0], error
-    assert not Path("out.json").exists() and not list(Path().rglob(f"{common._MINE}*"))
-    code, out, error = call(finetune.main, *command)
-    assert code == 0 and not error and "goes on from out.0.ckpt" in out and Path("out.json").exists()

@@ -145,6 +145,12 @@ def test_ctrl_c_where_nothing_can_be_raised_comes_once_more():
         signal.signal(signal.SIGINT, heard)
 
 
+def test_ctrl_c_that_something_has_wrapped_is_a_line():
+    program = "import common\ntry: raise KeyboardInterrupt\nexcept KeyboardInterrupt as error: raise RuntimeError('x') from error"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=path())
+    assert done.returncode == -signal.SIGINT and done.stderr == "\n-c: interrupted; run it again to go on from what is kept\n"
+
+
 def path():
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 

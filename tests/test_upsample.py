@@ -612,6 +612,7 @@ def test_bad_training_input_is_one_line(world, call):
         (("train", "--data", "tiny", "--save", "x.pth"), ".safetensors"),
         (("train", "--data", "tiny", "--save", "x.safetensors", "--lr", "7"), "--lr"),
         (("train", "--data", "tiny", "--save", "x.safetensors", "--batch", "99"), "--batch 99"),
+        (("train", "--data", "tiny", "--save", "x.safetensors", "--groups", "."), "no train images"),
         (("train", "--data", "tyo", "--save", "x.safetensors"), "tyo"),
         (("train", "--data", "tiny"), "--save"),
         (("train", "--data", "tiny", "--save", "x.safetensors", "--content", "vgg", "--adversarial", "0"), "--content vgg"),
