@@ -236,14 +236,15 @@ test: | $(TEST_ENV)
 # at the same time, each on a core of its own
 SLOW := $(wildcard tests/test_d*.py tests/test_e*.py tests/test_m*.py tests/test_p*.py tests/test_u*.py)
 test-slow:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $(SLOW)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not slow" $(SLOW)
 test-rest:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $(filter-out $(SLOW),$(wildcard tests/test_*.py))
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not slow" $(filter-out $(SLOW),$(wildcard tests/test_*.py))
 
 check: | $(TEST_ENV)
 	$(PYTHON) -m pytest -q tests/check_claims.py
 
 test-faults: | $(TEST_ENV)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q tests/faults.py tests/determinism.py tests/distributed.py
 
 check-clip: | $(TEST_ENV)

@@ -110,6 +110,10 @@ def call(monkeypatch, capsys):
     return call
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: left out by make test, run by make test-faults")
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if os.environ.get("REAL_DATA") and terminalreporter.stats.get("skipped"):
         terminalreporter.write_line("REAL_DATA is set: a skipped test counts as a failure")

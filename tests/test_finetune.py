@@ -503,6 +503,7 @@ def test_saved_it_names_pictures_and_is_an_encoder(model, world, call):
     assert code == 0 and "trained with 32 labelled images" in out, err
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bits(world, call):
     args = ["--model", "toy-RN", "--method", "cs", "--lr", "1e-3", "--epochs", "12"]
     command = [sys.executable, ROOT / "finetune.py", "--data", "tiny", "--batch", "8", *args, "--out", "cut.json"]
@@ -536,6 +537,7 @@ def test_a_checkpoint_of_a_later_seed_is_refused_before_the_first_trains(world, 
     assert call(finetune.main, *args, "--restart")[0] == 0 and not list(world.glob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_full_disk_while_checkpointing_loses_nothing(world, call):
     limit = """
 import resource, runpy, signal, sys
