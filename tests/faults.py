@@ -766,7 +766,7 @@ def damaged_caches(tiny, count):
     rng, trials = random.Random(1), []
     with tempfile.TemporaryDirectory() as folder:
         enter(tiny, folder)
-        script, *flags = COMMANDS["zero_shot"].split()[:-2]
+        script, *flags = f"zero_shot {DATA}".split()  # without --grid, whose drawing takes half of the time
         code, first, _ = call(script, *flags)
         files = sorted(f for f in Path("cache").rglob("*") if f.is_file() and not f.name.startswith("."))
 
@@ -853,14 +853,14 @@ def evil_everywhere(tiny):
     with tempfile.TemporaryDirectory() as folder:
         enter(tiny, folder)
         shutil.copytree("given/results", "results")
-        assert call(*COMMANDS["zero_shot"].split())[0] == 0
+        assert call(*f"zero_shot {DATA}".split())[0] == 0
         results = [f for f in Path("results").rglob("*") if f.is_file()]
         caches = [f for f in Path("cache").rglob("*") if f.is_file() and not f.name.startswith(".")]
         places = [(command.format(f"copy{end}"), Path(f"copy{end}")) for command, *_ in READERS.values() for end in (".pt", ".safetensors")]
         places += [(COMMANDS["finetune"], Path("r.0.ckpt")), (COMMANDS["upsample train"], Path("g.pixel.ckpt"))]
         places += [("upsample eval --data tiny --dialect pytorch-gan --weights copy.pth", Path("copy.pth"))]
         places += [("upsample apply --data tiny --size 64 --to x --weights copy.pth", Path("copy.pth"))]
-        places += [("plot --data tiny --table", file) for file in results] + [(COMMANDS["zero_shot"], file) for file in caches]
+        places += [("plot --data tiny --table", file) for file in results] + [(f"zero_shot {DATA}", file) for file in caches]
         places += [(f"zero_shot {DATA} {flag} copy.json", Path("copy.json")) for flag in ("--prompts", "--classnames", "--groups")]
         places += [(f"zero_shot --model toy-RN --data copy{end}", Path(f"copy{end}")) for end in (".csv", ".zip", ".tar")]
 
