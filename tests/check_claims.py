@@ -51,11 +51,11 @@ def test_one_label_is_worse_than_none_and_all_are_not_perfect(model):
 
 
 @pytest.mark.parametrize("model", CLIPS)
-def test_captions_and_labels_together_are_never_worse_than_captions_and_beat_few_labels_alone(model):
+def test_captions_and_labels_together_are_not_clearly_worse_than_captions_and_beat_few_labels_alone(model):
     m = few_shot(model)
     for k in SHOTS:
         row = m["text-init"][k]
-        assert row["mean"] >= m["zero_shot"] - row["std"] / 5**0.5, k
+        assert row["mean"] >= m["zero_shot"] - 2.13 * row["std"] / 5**0.5, k  # one-sided 95 % of five draws (Student)
     assert all(m["text-init"][k]["mean"] > m["linear"][k]["mean"] for k in ("1", "2", "4", "8"))
 
 
@@ -188,6 +188,10 @@ def test_the_page_has_these_results(study):
         assert a["test"] == pytest.approx(b["test"], abs=0.04), a
 
 
+# and how many comparisons are clearly better or worse, of which any may lie on the edge: the heads say what follows from it
+NO_ACCURACY = r"[\d,.]+ (s\b|times)|\d+ comparisons \d+ clearly better and \d+ clearly worse"
+
+
 def test_the_page_gives_this_advice(study):
     """Sentence by sentence: each accuracy within .05; each verdict, but for those on the edge; and no encoder that is worse here."""
     old, new = json.loads((ROOT / "pics" / "summary.json").read_text(encoding="utf-8")), plot.summarise(study)
@@ -199,7 +203,7 @@ def test_the_page_gives_this_advice(study):
             title, take = heads[0][0].split(": take ")
             assert heads[1][0].startswith(f"{title}: take ") and told[1][title, take][5].split(";")[0] in ("as good", "cannot be told")
             continue
-        accuracies = [[n for n in numbers(re.sub(r"[\d,.]+ (s\b|times)", "", text)) if abs(n) <= 1] for text in (a, b)]
+        accuracies = [[n for n in numbers(re.sub(NO_ACCURACY, "", text)) if abs(n) <= 1] for text in (a, b)]
         if len(accuracies[0]) == len(accuracies[1]):
             assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05), (a, b)
     for key, row in told[0].items():
