@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
-from common import add_flags, counted, image_sizes, load_data, load_model, pick_device, spelled
+from common import CLIP, add_flags, counted, image_sizes, load_data, load_model, pick_device, spelled
 from linear_probe import ENOUGH, MOST, logistic_regression
 from prompts import POOL
 
@@ -49,9 +49,9 @@ def seconds(work, calls=3):
 
 
 @cache
-def starting():
-    """Seconds until a script has imported what it needs."""
-    return seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision, clip"], stderr=subprocess.DEVNULL), 1)
+def starting(modules):
+    """Seconds until a script has imported these modules."""
+    return seconds(lambda: subprocess.run([sys.executable, "-c", f"import {modules}"], stderr=subprocess.DEVNULL), 1)
 
 
 def speed(model, x):
@@ -111,7 +111,7 @@ def main():
         files = [row[0] for row in rows]
         decoding = seconds(lambda: wait([pool.submit(lambda file: data.picture(file).resize((224, 224)), file) for file in files]), 1)
         decoding *= n["all"] / len(rows)
-    start = starting()
+    start, whole = starting("torch"), starting("torch, torchvision")
     jobs, spent = {}, {"the rest": (decoding + 3 * start, 0)}  # with bench/speed.py and plot.py
     restored = any("upsample" in file.parts for file in todo)
     tuning = any("finetune" in file.parts for file in args.runs)
@@ -125,7 +125,8 @@ def main():
         with suppress(SystemExit):  # of an encoder that cannot be loaded, which says why
             began = time.perf_counter()
             model = load_model(name, features="penultimate")
-            begin, each = start + time.perf_counter() - began, costs(model, data, n)
+            loading, each = time.perf_counter() - began, costs(model, data, n)
+            begin = loading + (start if name in CLIP or name.startswith("toy-") else whole)  # these need no torchvision
             more = ["frozen"] + RATES * ["finetune"]
             if model.has_text:  # cs too, and all on enlarged pictures
                 more += 3 * RATES * ["finetune"] + ["zero_shot", "linear_probe"]
