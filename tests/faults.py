@@ -761,6 +761,14 @@ def damaged_checkpoints(tiny, count):
     return trials
 
 
+def damage_some(trials, rng, files, count, trial):
+    """trial(file, damaged bytes) of one of the files, `count` times."""
+    for i in range(count):
+        file = rng.choice(files)
+        good = file.read_bytes()
+        attempt(trials, f"{file} {i}", trial, file, mutated(rng, good) if i % 3 else flipped(rng, good))
+
+
 def damaged_caches(tiny, count):
     """Each file of the cache, damaged: made anew with a note, and the same numbers."""
     rng, trials = random.Random(1), []
@@ -779,10 +787,7 @@ def damaged_caches(tiny, count):
             assert "\n".join(line for line in out.splitlines() if line not in told) == first.rstrip(), out
             file.write_bytes(good)
 
-        for i in range(count):
-            file = rng.choice(files)
-            good = file.read_bytes()
-            attempt(trials, f"{file} {i}", trial, file, mutated(rng, good) if i % 3 else flipped(rng, good))
+        damage_some(trials, rng, files, count, trial)
     return trials
 
 
@@ -807,10 +812,7 @@ def damaged_results(tiny, count):
             finally:
                 file.write_bytes(good)
 
-        for i in range(count):
-            file = rng.choice(files)
-            good = file.read_bytes()
-            attempt(trials, f"{file} {i}", trial, file, mutated(rng, good) if i % 3 else flipped(rng, good))
+        damage_some(trials, rng, files, count, trial)
     return trials
 
 
