@@ -11,6 +11,7 @@ TRIALS is how often each script is killed, finds its disk full, or runs twice at
 import contextlib
 import csv
 import ctypes
+import faulthandler
 import importlib
 import io
 import json
@@ -99,7 +100,7 @@ def attempt(trials, name, trial, *args):
         trial(*args)
     except Exception as error:
         where = "" if isinstance(error, AssertionError) else "".join(traceback.format_tb(error.__traceback__)[-2:])
-        trials.append((name, f"{type(error).__name__}: {str(error)[:600]} {where}".strip()))
+        trials.append((name, f"{type(error).__name__}: {str(error)[:3000]} {where}".strip()))
     else:
         trials.append((name, ""))
 
@@ -162,6 +163,7 @@ def start(script, flags, log, before=lambda: None):
         sys.stdout = common._Printed(out)
         sys.argv = [f"{script}.py", *flags]
         before()
+        faulthandler.dump_traceback_later(HANG - 10, file=2)  # where it hangs, if it does
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         code = importlib.import_module(script).main() or 0
     except SystemExit as end:
@@ -183,8 +185,8 @@ def start(script, flags, log, before=lambda: None):
         os._exit(code)
 
 
-def ended(pid, seconds=HANG):
-    """The exit code of a process, negative where a signal was its end, once it has ended."""
+def ended(pid, log, seconds=HANG):
+    """The exit code of a process, negative where a signal was its end, once it has ended; what it says goes to log."""
     until = time.time() + seconds
     while time.time() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -193,7 +195,7 @@ def ended(pid, seconds=HANG):
         time.sleep(0.005)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    raise AssertionError(f"hangs: more than {seconds} s")
+    raise AssertionError(f"hangs: more than {seconds} s: {' '.join(said(log))[-3000:]}")
 
 
 def said(log):
@@ -311,7 +313,7 @@ def uninterrupted(tiny, name, before=lambda: None):
         else:
             enter(tiny, folder)
         began = time.time()
-        code = ended(start(script, flags, f"{logs}/1", before))
+        code = ended(start(script, flags, f"{logs}/1", before), f"{logs}/1")
         assert code == 0, said(f"{logs}/1")
         size = sum(f.stat().st_size for place, _, files in os.walk(folder) for f in (Path(place, n) for n in files))
         return outcome(folder), hidden(folder), time.time() - began, size
@@ -330,7 +332,7 @@ def kill(tiny, name, wanted, moment, how):
         pid = start(script, flags, log, before)
         time.sleep(moment * seconds)
         os.kill(pid, how)  # until ended() has asked, its number stays its own
-        code, err = ended(pid, 30), said(log)[1]
+        code, err = ended(pid, log, 30), said(log)[1]
         assert code in (0, -how), f"exit code {code}: {err[-400:]}"
         assert "Traceback" not in err and "Exception ignored" not in err, err[-900:]
         until = time.time() + 5
@@ -339,7 +341,7 @@ def kill(tiny, name, wanted, moment, how):
         assert not alive, f"{len(alive)} processes live on"
         half = {file: value for file, value in outcome(folder, False).items() if differ({file: value}, {file: results.get(file)})}
         assert not half, f"half of {[*half][:3]}"
-        code = ended(start(script, flags, again, before))
+        code = ended(start(script, flags, again, before), again)
         assert code == 0, said(again)[1][-600:]
         assert not (lacks := differ(outcome(folder), results)), lacks
         assert not (more := hidden(folder) - left), f"left over: {sorted(more)[:3]}"
@@ -398,7 +400,7 @@ def twins(tiny, name, count):
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as logs:
             enter(tiny, folder)
             pids = [start(script, flags, f"{logs}/{i}") for i in range(2)]
-            codes = [ended(pid) for pid in pids]
+            codes = [ended(pid, f"{logs}/{i}") for i, pid in enumerate(pids)]
             assert codes == [0, 0], str([said(f"{logs}/{i}")[1][-400:] for i, code in enumerate(codes) if code])
             assert not (lacks := differ(outcome(folder), results)), lacks
             assert not (more := hidden(folder) - left), f"left over: {sorted(more)[:3]}"
@@ -439,14 +441,14 @@ def full(tiny, name, wanted, folder, size, whole_disk):
         enter(tiny, folder)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         before = (lambda: None) if whole_disk else (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1])))
-        code = ended(start(script, flags, log, before))
+        code = ended(start(script, flags, log, before), log)
         out, err = said(log)
         assert code in (0, 2) and "Traceback" not in err and "Exception ignored" not in err, f"exit code {code}: {err[-900:]}"
         assert (code == 0 and not err) or (err.startswith(f"{script}.py: ") and err.count("\n") == 1), err[-600:]
         half = {file: value for file, value in outcome(folder, False).items() if differ({file: value}, {file: results.get(file)})}
         assert not half, f"half of {[*half][:3]} after: {err[-300:]}"
         grow(1 << 30)
-        code = ended(start(script, flags, again))
+        code = ended(start(script, flags, again), again)
         assert code == 0, said(again)[1][-600:]
         assert not (lacks := differ(outcome(folder), results)), lacks
         assert not (more := hidden(folder) - left), f"left over: {sorted(more)[:3]}"
@@ -465,7 +467,7 @@ def full_disks(tiny, name, count):
                 attempt(told, how, full, tiny, name, wanted, folder, size, whole)
                 Path(verdict.name).write_text(json.dumps(told))
                 os._exit(0)
-            ended(pid, 3 * HANG)
+            ended(pid, verdict.name, 3 * HANG)
             trials += json.loads(verdict.read())
     return trials
 
@@ -741,7 +743,7 @@ def damaged_checkpoints(tiny, count):
         while not checkpoint.exists() and time.time() < until:
             time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
-        ended(pid)
+        ended(pid, f"{folder}/log")
         good = checkpoint.read_bytes()
         for file in Path().glob("log.*"):
             file.unlink()
