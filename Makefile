@@ -211,7 +211,8 @@ weights/srgan-$(NAME).safetensors:
 results/upsample/$(NAME)/eval.json: weights/srgan-$(NAME).safetensors
 	$(PYTHON) upsample.py eval --data $(DATA)$(SPLIT) --weights $< --grid $(@:.json=.png) --out $@
 
-# the mark of a data set that is whole
+# the mark of a data set that is whole; make would delete it when a signal comes just after, and then nobody knew whose pictures these are
+.PRECIOUS: data/$(NAME)-srgan/upsample.json
 data/$(NAME)-srgan/upsample.json: weights/srgan-$(NAME).safetensors
 	$(PYTHON) upsample.py apply --restart --data $(DATA)$(LABELS) --weights $<
 

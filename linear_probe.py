@@ -470,7 +470,6 @@ def main():
     metrics |= {"class_mean": class_mean, "class_mean_val": rival}
     history = [{k: v for k, v in f.items() if k != "heads"} for f in fits]
     used = len(y["train"]) + len(y.get("val", ()))
-    report(args, data, model, images, metrics, "linear probe" + args.balance * ", balanced", logits, used, history=history)
     if args.save:
         heads = {"head": head} | ({} if "val" in images else {"held_out": held[0]})  # with val the first run is all of train
         tensors = {f"{name}.{part}": t for name, head in heads.items() for part, t in zip(("weight", "bias"), head)}
@@ -478,6 +477,8 @@ def main():
         print(f"saved {args.save}")
     if args.suspects:
         search_suspects(data, images, x, y, chosen["l2"], mean, scale, args.suspects)
+    # last: where there is a record, and make goes by it, there is all else
+    report(args, data, model, images, metrics, "linear probe" + args.balance * ", balanced", logits, used, history=history)
 
 
 if __name__ == "__main__":

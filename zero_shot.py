@@ -85,8 +85,6 @@ def main():
     print(f"{counted(len(data.templates), 'prompt')}: {data.templates[0].replace('{type}', data.type)}{more}")
     print(NOTE)
     metrics = evaluate(logits, labels, data.classes, images.clusters)
-    report(args, data, model, splits, metrics, "zero-shot", logits, labels_used=data.chosen_with)
-
     if args.grid:
         pick = np.random.default_rng(args.seed).permutation(len(images))[:16]
         predicted, true = ([data.classes[i] for i in y[pick].tolist()] for y in (logits.argmax(1), labels))
@@ -94,6 +92,8 @@ def main():
         with atomic(args.grid) as temporary:
             draw_grid(temporary, images[pick].permute(0, 2, 3, 1).numpy(), predicted, true, title)
         print(f"drew {args.grid}")
+    # last: where there is a record, and make goes by it, there is the picture too
+    report(args, data, model, splits, metrics, "zero-shot", logits, labels_used=data.chosen_with)
 
 
 if __name__ == "__main__":

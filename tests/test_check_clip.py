@@ -56,6 +56,7 @@ CIFAR10.meta = CIFAR10.meta | {"md5": None}
 """  # the hashes of the true files are all that is left out
 
 
+@pytest.mark.slow
 def test_cifar_is_read_and_the_words_of_its_classes_are_those_of_clip(tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(tiny / "weights")

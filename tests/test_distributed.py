@@ -168,6 +168,7 @@ def features():
     return {path: np.load(path)["x"] for path in sorted(Path("cache/features").rglob("*.npz"))}
 
 
+@pytest.mark.slow
 def test_features_are_dealt_and_equal(start, world, call, monkeypatch):
     """Bit for bit those of one process; what is damaged or absent is made anew; the first rank alone speaks and writes."""
     monkeypatch.setattr(common, "_CHUNK", 5)
@@ -226,10 +227,10 @@ def test_finetune_follows(start, world, call):
 @pytest.mark.parametrize(
     "flags, line",
     [
-        (["--lr", "5"], "--lr and --head-lr must lie in 0 to 1"),
+        pytest.param(["--lr", "5"], "--lr and --head-lr must lie in 0 to 1", marks=pytest.mark.slow),
         (["--data", "nowhere"], "nowhere"),
-        (["--batch", 8, "--train-bn"], "leave out --train-bn"),
-        (["--batch", 1], "--batch 1: leaves some of 2 processes without an image"),
+        pytest.param(["--batch", 8, "--train-bn"], "leave out --train-bn", marks=pytest.mark.slow),
+        pytest.param(["--batch", 1], "--batch 1: leaves some of 2 processes without an image", marks=pytest.mark.slow),
     ],
 )
 def test_all_end_with_one_line(start, world, flags, line):

@@ -87,6 +87,7 @@ def form(command):
 WRITTEN = {command for page in PAGES if page != RESULTS for command in commands(page)}
 FORMS = {form(command): command for command in [*reversed(COMMANDS), *WRITTEN]}
 RUN = [c for c in COMMANDS if c.startswith("python") and c not in NEEDS_MORE and c in (*WRITTEN, *FORMS.values())]
+SLOW = [c for c in RUN if "--model mobilenet_v2" in c][1:]  # 224 px, for seconds
 PARSED = [c for c in COMMANDS if re.match(r"python \S+\.py", c) and c not in RUN]
 
 
@@ -160,7 +161,7 @@ def here(made, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in RUN])
 def test_a_command_of_the_pages_runs(command, here, call):
     _, script, *words = map(os.path.expanduser, shlex.split(command))
     code, _, err = call(main_of(script), *words)

@@ -480,7 +480,7 @@ def test_pad_takes_the_median_of_the_border_and_squash_all_of_the_picture(tmp_pa
     assert np.array_equal(cropped, x[:, 10:30])
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", pytest.param("squash", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fit", ["crop", *(pytest.param(fit, marks=pytest.mark.slow) for fit in ("pad", "squash"))])
 def test_fit_is_in_the_record_the_caches_and_what_is_saved(fit, pictures, world, call, capsys):
     for split in ("train", "test"):
         (world / "own" / split).parent.mkdir(exist_ok=True)

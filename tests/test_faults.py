@@ -16,6 +16,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -54,6 +55,21 @@ def test_names_command_no_terminal(world, capsys):
     with pytest.raises(SystemExit):
         common.fail("a\x1b[31m\nb")
     assert capsys.readouterr().err.partition(": ")[2] == "a\\x1b[31m\\nb\n"
+
+
+@pytest.mark.parametrize(
+    "script, last, flags",
+    [(zero_shot, "draw_grid", ["--grid", "g.png"]), (linear_probe, "search_suspects", ["--save", "h.safetensors", "--suspects", "s.csv"])],
+    ids=["zero_shot", "linear_probe"],
+)
+def test_the_record_comes_last(script, last, flags, world, call, monkeypatch):
+    """A kill before it leaves no record, by which make would take all else to be there."""
+    command = ["--data", "tiny", "--model", "toy-RN", *flags, "--out", "r.json"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, last, Mock(side_effect=KeyboardInterrupt))
+        call(script.main, *command)
+    assert not Path("r.json").exists()
+    assert call(script.main, *command)[0] == 0 and all(Path(file).exists() for file in (*flags[1::2], "r.json"))
 
 
 def test_what_a_kill_has_left_is_swept_and_a_living_twin_is_not(tmp_path):

@@ -461,7 +461,7 @@ def test_frozen_and_unaugmented_it_reaches_the_probe(model, world, call):
     assert ours["val"] == ours["top1"] >= theirs["top1"] - 1 / 32 and ours["before"] < theirs["top1"] - 0.2
 
 
-@pytest.mark.parametrize("model", ["toy-ViT", "toy-imagenet"])
+@pytest.mark.parametrize("model", [pytest.param("toy-ViT", marks=pytest.mark.slow), "toy-imagenet"])
 def test_a_probe_is_a_start_that_has_not_seen_what_validates(model, world, call):
     assert call(linear_probe.main, "--data", "tiny", "--model", model, "--save", "head.safetensors", "--out", "p.json")[0] == 0
     tune(call, "--model", model, "--head", "head.safetensors", "--lr", 1e-4, "--out", "r.json", "--save", "ml.safetensors")

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -44,6 +45,21 @@ def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
     assert plan(tmp_path) == ["python few_shot.py --data toy --model toy-RN --out results/few_shot/toy/toy-RN.json"]
     os.utime(tmp_path / "results/toy.fingerprint")  # the pictures have changed
     assert len(plan(tmp_path)) == 29
+
+
+def test_a_signal_takes_no_mark_from_an_enlarged_copy(tmp_path):
+    """Without it the copy would belong to nobody, and make would end there each time."""
+    for name in ("results/tiny.fingerprint", "weights/srgan-tiny.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nmkdir -p data/tiny-srgan\ntouch data/tiny-srgan/upsample.json\necho there\nexec sleep 60\n")
+    script.chmod(0o755)
+    command = ["make", "-f", ROOT / "Makefile", "DATA=tiny", "PYTHON=./python", "data/tiny-srgan/upsample.json"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True) as running:
+        assert any(line == b"there\n" for line in running.stdout)
+        os.killpg(running.pid, signal.SIGTERM)
+    assert running.returncode and (tmp_path / "data/tiny-srgan/upsample.json").exists()
 
 
 def test_make_stops_at_frozen_features_of_real_data(tmp_path):

@@ -173,7 +173,7 @@ def test_zero_shot_names_a_folder(place, call):
     assert code == 0 and [r["label"] for r in rows("o.csv")] == first and len(first) == 32
 
 
-@pytest.mark.parametrize("model", ["toy-ViT", "toy-RN"])
+@pytest.mark.parametrize("model", [pytest.param("toy-ViT", marks=pytest.mark.slow), "toy-RN"])
 def test_exported_graph_is_the_model(model, place, call):
     onnxruntime = pytest.importorskip("onnxruntime")
     with_calibration(f"{model}.safetensors", "h.safetensors", temperature=2.0)
