@@ -197,6 +197,22 @@ def _unheard(error):
         sys.__unraisablehook__(error)
 
 
+@contextmanager
+def _uninterrupted():
+    """Ctrl-C comes at the end of this: for what would make an error of its own of it, which would be told of a good file."""
+    if threading.current_thread() is not threading.main_thread():  # another never hears it
+        yield
+        return
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *signal: heard.append(signal))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            raise KeyboardInterrupt
+
+
 if sys.stdout is sys.__stdout__ is not None:  # not where tests or a notebook listen
     sys.stdout, sys.excepthook, sys.unraisablehook = _Printed(sys.stdout), _end, _unheard
 
@@ -1872,7 +1888,9 @@ def save_weights(path, tensors, about):
     about = {"format": FORMAT, **about, "tensors": _tensors_sha256(tensors)}
     about = json.dumps(about)  # one string, because several would be written in any order
     with atomic(path) as temporary:
-        temporary.write_bytes(save(tensors, {"about": about}))
+        with _uninterrupted():
+            data = save(tensors, {"about": about})
+        temporary.write_bytes(data)
 
 
 def _tensors_sha256(tensors):
@@ -1916,10 +1934,10 @@ def read_weights(path):
         fail(f"{path}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                strings = file.metadata() or {}
+            with _uninterrupted(), safe_open(path, "pt") as file:
+                strings, tensors = file.metadata() or {}, load_file(path)
             # copied, because where they lie in the file decides in which order some kernels add, and so the last bits of what follows
-            tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         elif zipfile.is_zipfile(path) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
             if file_sha256(path) not in _OPENAI:
                 fail(f"{path}: a TorchScript archive, which can carry code, and not OpenAI's by SHA-256; save its state dict")

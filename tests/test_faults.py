@@ -161,6 +161,27 @@ def test_ctrl_c_where_nothing_can_be_raised_comes_once_more():
         signal.signal(signal.SIGINT, heard)
 
 
+def test_ctrl_c_is_not_taken_for_a_damaged_file(tmp_path):
+    """safetensors makes a ValueError of it, now and then."""
+    save_weights(tmp_path / "w.safetensors", {"head.weight": torch.ones(9, 9), "head.bias": torch.ones(9)}, {})
+    program = (
+        "import random, signal, time, common\n"
+        "heard = 0\n"
+        "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))\n"
+        "common.read_weights('w.safetensors')\n"
+        "for _ in range(1000):\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 1e-6 + 5e-4 * random.random())\n"
+        "        common.read_weights('w.safetensors')\n"
+        "        time.sleep(1)\n"
+        "    except KeyboardInterrupt:\n"
+        "        heard += 1\n"
+        "print(heard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"1000\n"), done.stderr
+
+
 def test_ctrl_c_that_something_has_wrapped_is_a_line():
     program = "import common\ntry: raise KeyboardInterrupt\nexcept KeyboardInterrupt as error: raise RuntimeError('x') from error"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=path())
