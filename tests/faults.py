@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -44,6 +45,7 @@ import torch
 from conftest import ROOT
 from hypothesis import strategies as st
 from PIL import Image
+from tqdm import tqdm
 
 import common
 import toy
@@ -163,6 +165,7 @@ def start(script, flags, log, before=lambda: None):
         sys.stdout = common._Printed(out)
         sys.argv = [f"{script}.py", *flags]
         before()
+        tqdm.set_lock(threading.RLock())  # its own is shared by forks: who is killed while holding it would stop all that come after
         faulthandler.dump_traceback_later(HANG - 10, file=2)  # where it hangs, if it does
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         code = importlib.import_module(script).main() or 0
