@@ -1,6 +1,7 @@
 """A tiny toy world for the tests: 4 classes of 8 + 8 images and encoders with random weights, from toy.py's own functions."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # make may run the tests, and
 
 import toy
 from common import load_model
+
+# where a shell starts the tests in the background Ctrl-C is ignored, by all that they start too, and its tests would try nothing
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random_weights(name, seed=0):
