@@ -174,7 +174,7 @@ def _end(kind, error, trace):
     if lost := _RANKS > 1 and issubclass(kind, RuntimeError) and re.search("gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
         said = re.sub(r"^\[.*?\] ", "", why(error)).partition(". ")[0]  # without the line of gloo's source, and its guesses
         error = f"another process of this run has ended, or does not answer ({said})"
-    full = "torch" in sys.modules and _out_of_memory(error)
+    full = kind is not KeyboardInterrupt and "torch" in sys.modules and _out_of_memory(error)
     if full:
         error = f"not enough memory ({why(error)}); give a smaller --batch, or --device cpu"
     if full or lost or issubclass(kind, KeyboardInterrupt):
@@ -197,6 +197,21 @@ def _unheard(error):
         sys.__unraisablehook__(error)
 
 
+def _interrupt(number, frame):
+    """Ctrl-C. While something is imported it is the end at once: torch takes it there for the absence of numpy, and would go on with
+    half of it."""
+    while frame and (frame.f_code.co_filename, frame.f_code.co_name) != ("<frozen importlib._bootstrap>", "_find_and_load"):
+        frame = frame.f_back
+    if not frame:
+        raise KeyboardInterrupt
+    with suppress(Exception):
+        sys.stdout.flush()
+        _end(KeyboardInterrupt, KeyboardInterrupt(), None)
+        sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+
+
 @contextmanager
 def _uninterrupted():
     """Ctrl-C comes at the end of this: for what would make an error of its own of it, which would be told of a good file."""
@@ -215,6 +230,8 @@ def _uninterrupted():
 
 if sys.stdout is sys.__stdout__ is not None:  # not where tests or a notebook listen
     sys.stdout, sys.excepthook, sys.unraisablehook = _Printed(sys.stdout), _end, _unheard
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
 
 FORMAT = 2  # of records and of .safetensors with an `about`: raise it when a reader of the one would misread the other
 

@@ -374,13 +374,18 @@ def interrupted(tiny, seed, count):
             enter(tiny, folder) if name != "toy" else os.chdir(folder)
             script, *flags = COMMANDS[name].split()
             command = [sys.executable, ROOT / f"{script}.py", *flags]
-            running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            hears = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+            running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=hears)
             time.sleep(moment)
             running.send_signal(signal.SIGINT)
-            err = running.communicate(timeout=HANG)[1]
+            try:
+                err = running.communicate(timeout=60)[1]
+            except subprocess.TimeoutExpired:  # it says where it hangs, and how it ends is wrong
+                running.send_signal(signal.SIGABRT)
+                err = running.communicate()[1]
             if "init_import_site" in err:  # not even Python had begun
                 return
-            assert running.returncode in (0, -signal.SIGINT), f"exit code {running.returncode}: {err}"
+            assert running.returncode in (0, -signal.SIGINT), f"exit code {running.returncode}: {err[:2900]}"
             assert "site-packages" not in err and "Exception ignored" not in err, err
 
     for _ in range(count):

@@ -161,6 +161,20 @@ def test_ctrl_c_where_nothing_can_be_raised_comes_once_more():
         signal.signal(signal.SIGINT, heard)
 
 
+def test_ctrl_c_while_something_is_imported_is_the_end(tmp_path):
+    """However that takes it: torch goes on without numpy, of which half is there."""
+    (tmp_path / "deaf.py").write_text(
+        "import time\nprint('reads', flush=True)\ntry:\n    time.sleep(60)\nexcept BaseException:\n    print('goes on')\n"
+    )
+    command = [sys.executable, "-c", "import common, deaf"]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "reads\n"
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate()
+    assert (running.returncode, out) == (-signal.SIGINT, "") and err.strip() == "-c: interrupted; run it again to go on from what is kept"
+
+
 def test_ctrl_c_is_not_taken_for_a_damaged_file(tmp_path):
     """safetensors makes a ValueError of it, now and then."""
     save_weights(tmp_path / "w.safetensors", {"head.weight": torch.ones(9, 9), "head.bias": torch.ones(9)}, {})
