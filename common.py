@@ -219,7 +219,7 @@ def _uninterrupted():
         yield
         return
     heard = []
-    before = signal.signal(signal.SIGINT, lambda *signal: heard.append(signal))
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
         yield
     finally:
