@@ -55,8 +55,8 @@ FINETUNE ?= 1
 # small encoders bear, and need, larger steps (chosen on held-out training images) and more epochs than finetune.py's default,
 # and small pictures a small SRGAN
 RATES    ?= 5e-4
-TUNE     ?= --epochs 12
-SRGAN    ?= --blocks 4 --width 32 --epochs 8 --adversarial 4
+TUNE     ?= --epochs 8
+SRGAN    ?= --blocks 4 --width 32 --epochs 5 --adversarial 3
 # so small that two runs, each on a core, take less time than one after the other on both
 JOBS     ?= 2
 else

@@ -3191,7 +3191,7 @@ CLIP = {
     "ViT-B/16": ("timm/vit_base_patch16_clip_224.openai", (512, 224, 12, 768, 16)),
     "ViT-L/14": ("timm/vit_large_patch14_clip_224.openai", (768, 224, 24, 1024, 14)),
     "ViT-L/14@336px": ("timm/vit_large_patch14_clip_336.openai", (768, 336, 24, 1024, 14)),
-    "toy-ViT": (None, (64, 64, 4, 128, 8)),  # made by toy.py, never published
+    "toy-ViT": (None, (64, 64, 4, 64, 8)),  # made by toy.py, never published
     "toy-RN": (None, (64, 64, (1, 1, 1, 1), 16, None)),
 }
 _HEAD = "head.weight", "head.bias", "head.logit_scale"  # tensors that finetune.py saves beside those of the network

@@ -1,6 +1,6 @@
 """The toy world: drawn fruits and three small encoders, so that the whole study runs offline in minutes.
 
-    python toy.py            # data/toy (24 classes, 1,440 + 480 images of 32 px) and weights/toy-*.pt; 4 min on 2 cores
+    python toy.py            # data/toy (24 classes, 1,440 + 480 images of 32 px) and weights/toy-*.pt; 3 min on 2 cores
 
 The encoders are pretrained on another distribution than data/toy (cluttered backgrounds, outlines, other light and
 sizes) and never see 16 of its 24 colour-shape pairs. toy-ViT and toy-RN are real CLIP networks, trained contrastively on
@@ -75,7 +75,7 @@ SIZES, PLAIN, CLUTTER = (0.6, 0.95), 0.4, 4  # of a fruit, in half canvases; sha
 MANY, HIDDEN, SPOTTED, BLURRY = 0.10, 0.04, 0.10, 0.15  # shares of the pictures
 CAST, NOISE = 0.06, 5  # spread of the light's colour; of the sensor's noise, at most, in grey levels
 IMAGES, BATCH = 9600, 64  # pictures to pretrain on
-PLANS = (("toy-ViT", 5, 4e-4), ("toy-RN", 4, 5e-4), ("toy-imagenet", 4, 1e-3))  # epochs, peak learning rate
+PLANS = (("toy-ViT", 6, 5e-4), ("toy-RN", 4, 5e-4), ("toy-imagenet", 4, 1e-3))  # epochs, peak learning rate
 CANVAS = 128  # pictures are drawn at this size and reduced
 GRID = np.stack(np.meshgrid(*[np.linspace(-1, 1, CANVAS, dtype=np.float32)] * 2), -1)  # (CANVAS, CANVAS, 2)
 
@@ -323,7 +323,7 @@ def write_data(folder, classes=TOY, train=60, test=20, seed=0):
 
 def network(name):
     """Untrained toy-ViT or toy-RN (clip.model.CLIP), or toy-imagenet (the visual half of toy-RN): 64 px in, 64 features out."""
-    vision = (4, 128, 8) if name == "toy-ViT" else ((1, 1, 1, 1), 16, None)  # layers, width, patch
+    vision = (4, 64, 8) if name == "toy-ViT" else ((1, 1, 1, 1), 16, None)  # layers, width, patch
     net = CLIP(64, 64, *vision, context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=2)
     for key, parameter in net.visual.named_parameters():
         if key.endswith("bn3.weight"):  # CLIP starts residual blocks at 0, which costs hundreds of steps

@@ -25,8 +25,8 @@ from prompts import POOL
 EVALUATIONS = 130  # of the loss in the sweep of a probe, times the root of the images a class: 97 to 201, of simpsons 14 and 49
 FEW_SHOT = 0.5  # of the time of a sweep takes few_shot.py, with captions three times as long: .2 to 1.3, of simpsons 3.4
 CHOOSING = 5  # times that prompts.py goes over its templates: 3 and 4 with those of the toys
-STEP = 5  # passes that a step of finetune.py costs: toy-ViT 4.1, toy-RN 5.0, squeezenet1_1 3.8, mobilenet_v2 6 to 7
-FROZEN = 2  # and one that trains the head only: toy-ViT 1.2, toy-RN 2.2
+STEP = 5  # passes that a step of finetune.py costs: toy-ViT 2.9, toy-RN 5.0, squeezenet1_1 3.8, mobilenet_v2 6 to 7
+FROZEN = 2  # and one that trains the head only: toy-ViT 1.4, toy-RN 2.2
 PIXEL, ADVERSARIAL = 6, 12  # passes that a step of upsample.py costs: 5.5 to 6.4 on pixels, twice as many against a discriminator
 HELD = 0.2  # the share of training images that validates where there is no val folder
 RATES, EPOCHS, STAGES, ALPHAS = 2, 5, (20, 10), 11  # defaults of the Makefile, of finetune.py, of upsample.py train, and of WiSE-FT
@@ -75,7 +75,7 @@ def costs(model, data, n):
         "linear_probe": n["probes"] * sweep + n["all"] * image,
         "few_shot": sweep * FEW_SHOT * (3 if model.has_text else 1),
         "finetune": (STEP * EPOCHS * n["learn"] + looks + ALPHAS * n["held"]) * image,
-        "frozen": (FROZEN * EPOCHS * n["learn"] + looks) * image,
+        "frozen": (FROZEN * EPOCHS * n["learn"] + n["held"]) * image,
     }
 
 

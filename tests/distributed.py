@@ -66,8 +66,8 @@ def test_it_ends_with_one_line_and_goes_on(world, call, way):
         job.terminate()
     else:
         os.kill(int(Path("pid0" if way == "first killed" else "pid1").read_text()), signal.SIGKILL)
-    words = {"interrupted": "interrupted", "first killed": "does not answer", "second killed": "", "torchrun ended": "ended by torchrun"}
-    ended(job, words[way])
+    # of one that is killed the other may hear first from the connection or from torchrun
+    ended(job, {"interrupted": "interrupted", "torchrun ended": "ended by torchrun"}.get(way, ""))
     assert not Path("two.json").exists()
     job = torchrun(3, *TUNED, "--out", "two.json")
     out, error = job.communicate(timeout=120)

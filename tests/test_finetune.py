@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import clip
 import numpy as np
@@ -24,7 +25,7 @@ import finetune
 import linear_probe
 import toy
 import zero_shot
-from common import fit, half_epochs, load_model, read_weights, save_weights, snapshot
+from common import fit, half_epochs, load_data, load_model, read_weights, save_weights, snapshot
 
 # ---- augmentation ---------------------------------------------------------------------------------------------------
 
@@ -459,6 +460,26 @@ def test_frozen_and_unaugmented_it_reaches_the_probe(model, world, call):
     tune(call, "--model", model, *args, "--out", "r.json")
     ours, theirs = record("r.json")["metrics"], record("p.json")["metrics"]
     assert ours["val"] == ours["top1"] >= theirs["top1"] - 1 / 32 and ours["before"] < theirs["top1"] - 0.2
+
+
+def test_a_frozen_encoder_sees_what_validates_and_tests_once(world, call, monkeypatch):
+    seen, encode = [], common.Model.encode_image
+    monkeypatch.setattr(common.Model, "encode_image", lambda self, x: seen.append(len(x)) or encode(self, x))
+    tune(call, "--model", "toy-RN", "--freeze", "--head", "random", "--out", "r.json")
+    assert sum(seen) == 32 + 32  # for the mean and the spread of all that train, and for validation; of test
+
+
+def test_a_step_is_the_same_with_either_kernel_of_attention(world, monkeypatch):
+    found = []
+    for kernel in (finetune.sdpa_kernel, lambda _: nullcontext()):
+        monkeypatch.setattr(finetune, "sdpa_kernel", kernel)
+        model = load_model("toy-ViT", "cpu", precision="float32")
+        images = load_data("tiny").images(model.view)["train"]
+        net = finetune.Classifier(model.visual, finetune.Linear(torch.eye(4, 64), torch.zeros(4)))
+        loss, _ = finetune.train_step(net, model)(finetune.loader(images, 0)(np.arange(8), 0))
+        loss.backward()
+        found.append([loss, *(p.grad for p in net.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("model", [pytest.param("toy-ViT", marks=pytest.mark.slow), "toy-imagenet"])

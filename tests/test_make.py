@@ -31,7 +31,7 @@ def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
     commands = plan(tmp_path)
     outs = [re.search("--out (\\S+)", c)[1] for c in commands if "--out" in c]
     # zero-shot 2 + 2, prompts 2, probes 3 + 2, few-shot 3, ml 3 + 2, cs 2 + 2, frozen 3, generator 1, its measures 1
-    assert len(outs) == len(set(outs)) == 28 and all("--method" not in c or "--lr 5e-4 --epochs 12" in c for c in commands)
+    assert len(outs) == len(set(outs)) == 28 and all("--method" not in c or "--lr 5e-4 --epochs 8" in c for c in commands)
     assert len(commands) == 30  # and the stamp, and the enlarged data set
     files = [*outs, "results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json"]
     for i, file in enumerate(["results/toy.fingerprint", "weights/srgan-toy.safetensors", "data/toy-srgan/upsample.json", *files]):
