@@ -13,11 +13,9 @@ from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
-from common import CLIP, add_flags, counted, image_sizes, load_data, load_model, pick_device, spelled
+from common import CLIP, add_flags, counted, image_sizes, load_data, load_model, pick_device, spelled, torch
 from linear_probe import ENOUGH, MOST, logistic_regression
 from prompts import POOL
 

@@ -19,10 +19,8 @@ from pathlib import Path
 from string import Template
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from PIL import Image
-
 import plot
-from common import atomic, counted, fail, some, why
+from common import Image, atomic, counted, fail, some, why
 
 TEMPLATE = Path(__file__).with_suffix(".html")  # style and script of the page
 ROOM = 3_400_000  # bytes for all pictures; as text they take a third more, and the page stays below 5 MB

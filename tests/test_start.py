@@ -1,6 +1,7 @@
 """What a script imports before it has to: what starting costs, without a clock."""
 
 import gc
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,15 @@ def test_help_imports_nothing_that_takes_long(script):
     names, out = imported(script, "--help")
     assert "usage:" in out and "argparse" in names
     assert not {"numpy", "torch", "torchvision", "PIL", "matplotlib", "clip", "tqdm"} & names
+
+
+@pytest.mark.parametrize(
+    "program", [f"{script}.py" for script in SCRIPTS] + ["bench/stamp.py", "bench/estimate.py", "bench/speed.py", "bench/report.py"]
+)
+def test_what_make_starts_hears_ctrl_c_before_it_imports_what_takes_long(program):
+    order = [match[1] for match in re.finditer(r"^ *(?:import|from) (\w+)", (ROOT / program).read_text(), re.MULTILINE)]
+    ours = [i for i, name in enumerate(order) if name == "common" or name in SCRIPTS]
+    assert not {"numpy", "torch", "torchvision", "PIL", "clip", "tqdm"} & {*order[: min(ours)]}
 
 
 def test_clip_needs_no_torchvision_and_with_it_no_compiler(world):
