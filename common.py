@@ -794,9 +794,9 @@ class Data:
             fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}")
         return self.splits[split]
 
-    def picture(self, path, then=None, short=None):
-        """The 8-bit RGB Pillow image of a row of `splits`, or then(image), from any thread; all else as in `read_rgb`."""
-        return read_rgb(path, self.open, then, short)
+    def picture(self, path, then=None, **reduced):
+        """The 8-bit RGB Pillow image of a row of `splits`, or then(image, size), from any thread; all else as in `read_rgb`."""
+        return read_rgb(path, self.open, then, **reduced)
 
     @_first_of_machine_first()
     def images(self, size, splits=None):
@@ -2818,10 +2818,11 @@ def _part_groups(splits, groups):
 
 # ---- pictures: decoded once ---------------------------------------------------------------------------------------
 
-_DECODING = 6  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
+_DECODING = 7  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
 _CHECKED = 1 << 30  # bytes up to which a checksum is compared at each start, a quarter of a second; of more pixels only their number is
 # Of photographs of 1 to 12 megapixels, or composed of sharp ones, features of mobilenet_v2 then have a cosine of .9997 with those of
-# pictures decoded in full, of each .9994 at least; with 2 it is .998. A remainder, of 625 pixels in 156, would shift what is reduced
+# pictures decoded in full, of each .9994 at least; with 2 it is .998. A remainder, of
+# 625 pixels in 156, is minded: it would shift what is reduced
 _SPARE = 3
 _THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
 
@@ -2850,10 +2851,10 @@ def _room(pixels):
             _FLIGHT.notify_all()
 
 
-def read_rgb(path, open=_open, then=None, short=None):
+def read_rgb(path, open=_open, then=None, short=None, whole=False):
     """A picture file, or what open(path) gives, as an 8-bit RGB Pillow image: EXIF orientation applied, transparent pixels
-    composited on white, 16 bit scaled. Or then(image), made while the image still counts among those that fit into memory together.
-    For one that will be reduced to a short side of `short` pixels, a large JPEG is decoded as `_reduce_jpeg` says.
+    composited on white, 16 bit scaled. Or then(image, size), made while the image still counts among those that fit into memory together.
+    Of one that will be reduced to a short side of `short` pixels, a large JPEG is decoded as `_reduce_jpeg` says; `size` is its result.
 
     Raises ValueError for a broken picture, OSError or MemoryError where the disk, a permission or the memory failed and not
     the picture: then it must not be skipped for good.
@@ -2861,11 +2862,10 @@ def read_rgb(path, open=_open, then=None, short=None):
 
     def read(room):
         with open(path) as image:
-            if short:
-                _reduce_jpeg(image, short)
+            filled = _reduce_jpeg(image, short, whole) if short else None
             with room(image.width * image.height):  # of what will be decoded
                 image = _to_rgb(image)
-                return then(image) if then else image
+                return then(image, filled or image.size) if then else image
 
     try:
         with suppress(MemoryError):
@@ -2881,11 +2881,20 @@ def read_rgb(path, open=_open, then=None, short=None):
         raise ValueError(why(error)) from error
 
 
-def _reduce_jpeg(image, short):
-    """Have a JPEG decoded to an eighth, a quarter or half of its sides, where that leaves _SPARE times `short` pixels and no remainder."""
-    for part in (8, 4, 2):
-        if image.width % part == image.height % part == 0 and min(image.size) >= part * _SPARE * short:
-            return image.draft(None, (image.width // part, image.height // part))  # does nothing to other formats
+def _reduce_jpeg(image, short, whole):
+    """Have a JPEG decoded to an eighth, a quarter or half of its sides, where that leaves _SPARE times `short` pixels.
+
+    Returns (width, height) of what it will fill of its pixels, None for all: where its sides leave a remainder, of the last ones only a
+    part. `whole` forbids that; and one that is to be turned has its last pixels elsewhere.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    (width, height), part = image.size, 8
+    whole = whole or image.getexif().get(0x0112, 1) != 1
+    while part > 1 and (min(width, height) < part * _SPARE * short or (whole and (width % part or height % part))):
+        part //= 2
+    image.draft(None, (width // part, height // part))
+    return None if whole else (width / part, height / part)
 
 
 def _to_rgb(image):
@@ -2908,20 +2917,21 @@ def _read_image(path, size, read=read_rgb):
 
     Beside it the whole picture as a thumbnail of 32 x 32 pixels, by which copies are found.
     """
+    view = _as_view(size)
 
-    def then(image):
-        thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR))
-        return np.asarray(_fit(image, _as_view(size))), thumbnail
+    def then(image, filled):
+        thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR, (0, 0, *filled)))
+        return np.asarray(_fit(image, view, filled)), thumbnail
 
-    return read(path, then=then, short=max(_as_view(size).short, _THUMBNAIL))
+    return read(path, then=then, short=max(view.short, _THUMBNAIL), whole=view.fit == "pad")  # a frame is of whole pixels
 
 
 def _as_view(size):
     return size if isinstance(size, View) else View(size)
 
 
-def _fit(image, view):
-    """A Pillow image as the view asks for it, size x size."""
+def _fit(image, view, filled=None):
+    """A Pillow image, or what is `filled` (width, height) of its pixels, as the view asks for it, size x size."""
     if image.size == (view.size, view.size) == (view.short, view.short):
         return image
     short = view.short
@@ -2931,9 +2941,10 @@ def _fit(image, view):
         square = Image.new("RGB", (side, side), tuple(np.median(frame, 0).round().astype(int).tolist()))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = square
-    (width, height), least = image.size, min(image.size)
-    size = (short, short) if view.fit == "squash" else (int(short * width / least), int(short * height / least))
-    image = image.resize(size, Image.Resampling[view.interpolation.upper()])
+        filled = None
+    width, height = filled = filled or image.size
+    size = (short, short) if view.fit == "squash" else (int(short * width / min(filled)), int(short * height / min(filled)))
+    image = image.resize(size, Image.Resampling[view.interpolation.upper()], (0, 0, width, height))
     left, top = (round((side - view.size) / 2) for side in size)
     return image.crop((left, top, left + view.size, top + view.size))
 

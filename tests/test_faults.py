@@ -320,7 +320,7 @@ def test_pixels_in_flight_are_limited(monkeypatch):
     monkeypatch.setattr(common, "_AT_ONCE", 3 * 40 * 40)
     seen = []
 
-    def then(image):
+    def then(image, _):
         held.append(image.width * image.height)
         seen.append(sum(held))
         time.sleep(0.02)
