@@ -139,8 +139,9 @@ def fruits(folder, count):
     """(folder with test/CLASS/FILE of `count` pictures of 100 px, what they are): real ones, or made."""
     if REAL and not folder.exists():
         files = sorted(Path(REAL, "fruits360/Test").rglob("*.jpg"))
+        places = sorted({file.parent for file in files})
         for i, file in enumerate(files[:: max(1, len(files) // count)][:count]):
-            to = folder / "test" / file.parent.name / f"{i:04}.jpg"  # which all put into the same order
+            to = folder / f"test/{places.index(file.parent):03}/{i:04}.jpg"  # which all put into the same order
             to.parent.mkdir(parents=True, exist_ok=True)
             to.write_bytes(file.read_bytes())
     elif not folder.exists():
