@@ -1,6 +1,6 @@
 """How fast the scripts are beside what one would run instead: the same pictures and weights, in turns, so that a busy moment hits both.
 
-    make bench                                          # all of it on 2 cores, about 13 min; writes the table of docs/speed.md
+    make bench                                          # all of it on 2 cores, about 15 min; writes the table of docs/speed.md
     python bench/beside.py --only few-shot probe        # some of it, only printed
     python bench/beside.py --long --made 290 --to docs/speed.md      # with 100,000 images, and the seconds that `make` took by hand
 
