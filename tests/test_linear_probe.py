@@ -171,7 +171,7 @@ def test_penultimate_features_are_those_before_the_projection(name, world):
     x, y = before.features(images), whole.features(images)[0]
     net = clip.load(f"weights/{name}.pt", device="cpu")[0].visual
     projected = x[0] @ net.proj if name == "toy-ViT" else net.attnpool.c_proj(x[0])
-    assert x[0].shape[1] == before.width != y.shape[1] == whole.width
+    assert x[0].shape[1] == before.width and y.shape[1] == whole.width and not torch.equal(x[0], y)
     assert torch.allclose(projected, y, atol=1e-4 * y.abs().max().item())
 
 
