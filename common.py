@@ -2821,8 +2821,8 @@ def _part_groups(splits, groups):
 _DECODING = 7  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
 _CHECKED = 1 << 30  # bytes up to which a checksum is compared at each start, a quarter of a second; of more pixels only their number is
 # Of photographs of 1 to 12 megapixels, or composed of sharp ones, features of mobilenet_v2 then have a cosine of .9997 with those of
-# pictures decoded in full, of each .9994 at least; with 2 it is .998. A remainder, of
-# 625 pixels in 156, is minded: it would shift what is reduced
+# pictures decoded in full, of each .9994 at least; with 2 it is .998. A remainder, of 625 pixels in 156, is minded:
+# it would shift what is reduced
 _SPARE = 3
 _THUMBNAIL = 32  # side in pixels of the small copy of each whole picture: 3 KB
 
@@ -2934,16 +2934,15 @@ def _fit(image, view, filled=None):
     """A Pillow image, or what is `filled` (width, height) of its pixels, as the view asks for it, size x size."""
     if image.size == (view.size, view.size) == (view.short, view.short):
         return image
-    short = view.short
+    short, filled = view.short, filled or image.size
     if view.fit == "pad" and image.width != image.height:
         x, side = np.asarray(image), max(image.size)
         frame = np.concatenate([x[0], x[-1], x[1:-1, 0], x[1:-1, -1]])  # (P, 3)
         square = Image.new("RGB", (side, side), tuple(np.median(frame, 0).round().astype(int).tolist()))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-        filled = None
-    width, height = filled = filled or image.size
-    size = (short, short) if view.fit == "squash" else (int(short * width / min(filled)), int(short * height / min(filled)))
+        image, filled = square, square.size
+    (width, height), least = filled, min(filled)
+    size = (short, short) if view.fit == "squash" else (int(short * width / least), int(short * height / least))
     image = image.resize(size, Image.Resampling[view.interpolation.upper()], (0, 0, width, height))
     left, top = (round((side - view.size) / 2) for side in size)
     return image.crop((left, top, left + view.size, top + view.size))
