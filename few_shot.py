@@ -95,24 +95,26 @@ def logistic(x, y, origin, l2, steps=300, balance=False):
     whole = origin
     if basis is not None:
         x, origin = x @ basis, basis.transpose(1, 2) @ origin
+    origin = origin.transpose(1, 2).contiguous()  # (S, C, D): with images last, products take three quarters of the time
     w = origin.clone()
     w.grad = torch.zeros_like(w)
     each = equal_say(y).to(x) if balance else torch.ones_like(x[0, :, 0])
-    images, rows = y.expand(len(x), -1)[:, :, None], max(1, BLOCK // (len(x) * w.shape[2]))
+    images, rows = y.expand(len(x), -1)[:, None], max(1, BLOCK // (len(x) * w.shape[1]))
     optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def closure():
         w.grad.copy_(l2 * (w - origin))
         value = (l2 / 2 * (w - origin).square()).sum()
-        for x_rows, y_rows, say in zip(x.split(rows, 1), images.split(rows, 1), each[:, None].split(rows)):
-            p = (x_rows @ w).log_softmax(2)
-            value -= (p.gather(2, y_rows) * say).sum() / len(y)
-            p = p.exp_().scatter_add_(2, y_rows, p.new_full(y_rows.shape, -1)).mul_(say)
-            w.grad.baddbmm_(x_rows.transpose(1, 2), p, alpha=1 / len(y))
+        for x_rows, y_rows, say in zip(x.split(rows, 1), images.split(rows, 2), each.split(rows)):
+            p = (w @ x_rows.transpose(1, 2)).log_softmax(1)
+            value -= (p.gather(1, y_rows) * say).sum() / len(y)
+            p = p.exp_().scatter_add_(1, y_rows, p.new_full(y_rows.shape, -1)).mul_(say)
+            w.grad.baddbmm_(p, x_rows, alpha=1 / len(y))
         return value
 
     optimiser.step(closure)
-    return w if basis is None else whole + basis @ (w - origin)
+    w = (w - origin).transpose(1, 2)
+    return whole + (w if basis is None else basis @ w)
 
 
 def linear(x, y, classes, l2=L2, balance=False):
