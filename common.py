@@ -470,6 +470,11 @@ def read_ahead(pool, read, batches):
             yield [future.result() for future in ready]
 
 
+def in_order(pool, read, items):
+    """pool.map(read, items), a thousand at a time: what it queues takes 1.5 KB each, and of a million images it would be 1.5 GB."""
+    return chain.from_iterable(read_ahead(pool, read, (items[i : i + 1000] for i in range(0, len(items), 1000))))
+
+
 def wrap(text, width):
     """All of `text`, in lines of at most `width` letters; broken after spaces, hyphens and underscores where there are any."""
     text = _plain(text).encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a folder may not be text
@@ -2208,9 +2213,14 @@ class _Folder:
             yield from folder.walk()
 
     def files(self, root):
-        """[(path below root, size in bytes, mtime in ns)] of the images at any depth, in natural order of the whole path."""
-        entries = [(f.path.relative_to(root) / e.name, e.stat()) for f in self.walk() for e in f.images]
-        rows = [(path.as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in entries]
+        """[(path below root, size in bytes, mtime in ns)] of the images at any depth, in natural order of the whole path; forgets them."""
+        rows = []
+        for f in self.walk():
+            place = f.path.relative_to(root).as_posix() + "/"
+            place = "" if place == "./" else place
+            while f.images:  # what the system tells of a file is kept by its entry, 1 KB each
+                e = f.images.pop()
+                rows.append((place + e.name, e.stat().st_size, e.stat().st_mtime_ns))
         return sorted(rows, key=lambda row: (natural(row[0]), row[0]))
 
 
@@ -2959,7 +2969,7 @@ def image_sizes(data, files):
             return None
 
     with _threads() as pool:
-        return list(progress(pool.map(size, files), "headers", "img", len(files)))
+        return list(progress(in_order(pool, size, files), "headers", "img", len(files)))
 
 
 def native_size(sizes):
@@ -3065,10 +3075,13 @@ def _decode(data, files, view, path, small, meta, what):
     need, free = len(files) * side * side * 3, shutil.disk_usage(path.parent).free
     if need > free:
         fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {side} px, {free / 1e9:.1f} GB free")
-    reasons, unread, thumbnails = [], [], np.zeros((len(files), _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
-    with atomic(path) as temporary, _threads() as pool:
-        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), side, side, 3))
-        _reserve(temporary)
+    reasons, unread = [], []
+    with atomic(small) as thumbnail, atomic(path) as temporary, _threads() as pool:
+        pixels, thumbnails = (
+            np.lib.format.open_memmap(file, "w+", np.uint8, (len(files), pixel, pixel, 3))
+            for file, pixel in ((temporary, side), (thumbnail, _THUMBNAIL))
+        )
+        _reserve(temporary), _reserve(thumbnail)
 
         def decode(i):
             try:
@@ -3078,15 +3091,13 @@ def _decode(data, files, view, path, small, meta, what):
             except Exception as error:
                 reasons.append((i, why(error)))
 
-        for _ in progress(pool.map(decode, range(len(files))), f"decoding {what}", "img", len(files)):
+        for _ in progress(in_order(pool, decode, range(len(files))), f"decoding {what}", "img", len(files)):
             pass
         if unread:
             fail(f"{unread[0]}; nothing is cached, run again when it can be read")
-        pixels.flush()
+        pixels.flush(), thumbnails.flush()
         sums = [zlib.crc32(array) for array in (pixels, thumbnails)]
-        pixels = None  # Windows moves no file that is mapped
-    with atomic(small) as temporary, open(temporary, "wb") as file:
-        np.save(file, thumbnails)
+        pixels = thumbnails = None  # Windows moves no file that is mapped
     _keep_json(meta, [sorted(reasons), sums])
 
 

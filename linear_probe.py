@@ -130,7 +130,7 @@ def sweep(runs, classes, penalties, balance=False):
         train = sum(accuracy(x, y, *head) for (x, y, *_), head in zip(runs, heads)) / len(runs)
         fits.append({"l2": l2, "frequencies": heads is fitted, "train": train, "val": max(val), "heads": heads})
         best = max(f["val"] for f in fits)
-        if best == 1 or len(fits) > FALLS and all(f["val"] < best - 1e-9 for f in fits[-FALLS:]):
+        if best == 1 or (len(fits) > FALLS and all(f["val"] < best - 1e-9 for f in fits[-FALLS:])):
             break
     return fits
 
