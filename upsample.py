@@ -64,6 +64,7 @@ ADVERSARIAL = 5e-3  # weight of the adversarial loss beside that of content, as 
 VALIDATE = 256  # validation pictures, at most
 SIDE = 96  # of the squares to train on, and of pictures of several sizes before they are reduced, at most
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what PyTorch-GAN normalises with
+CACHED = 2**19  # channels times pixels of low resolution at a time on a CPU: of 100 px and 64 channels one picture, 1.2 times as fast as 8
 
 
 def arguments():
@@ -225,10 +226,17 @@ def fold(net):
 
 @torch.inference_mode()
 def restore(model, low):
-    """uint8 (B, 3, h, w) anywhere -> uint8 (B, 3, 4h, 4w) on the device. No picture is stretched by its own minimum or maximum."""
-    with model.autocast():
-        y = model.visual(model.normalise(low.to(model.device)))
-    return (y.float() * model.scale + model.shift).mul_(255).clamp_(0, 255).round_().to(torch.uint8)
+    """uint8 (B, 3, h, w) anywhere -> uint8 (B, 3, 4h, 4w) on the device. No picture is stretched by its own minimum or maximum.
+
+    A CPU takes as few at a time as leave what a layer makes of them in its cache.
+    """
+    rows = max(1, CACHED // (low[0, 0].numel() * model.width)) if model.device.type == "cpu" else len(low)
+    restored = []
+    for part in low.split(rows):
+        with model.autocast():
+            y = model.visual(model.normalise(part.to(model.device)))
+        restored.append((y.float() * model.scale + model.shift).mul_(255).clamp_(0, 255).round_().to(torch.uint8))
+    return torch.cat(restored)
 
 
 def adversarial_losses(critic, real, fake):
@@ -584,7 +592,7 @@ def enlarge(args, data, model, part, targets, todo):
         target = part / targets[row[0]]
         target.parent.mkdir(parents=True, exist_ok=True)  # pictures may lie deeper than their class
         temporary = target.with_name(f".{target.name}")
-        Image.fromarray(pixels).save(temporary, "PNG")
+        Image.fromarray(pixels).save(temporary, "PNG", compress_level=3)  # 4 % larger than by 6, in a third of the time
         os.replace(temporary, target)
 
     batches, skipped, copied, behind = in_batches(data, todo, args.batch), [], 0, []
