@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT
 
 import common
@@ -45,6 +46,32 @@ def test_clip_needs_no_torchvision_and_with_it_no_compiler(world):
         names, out = imported("zero_shot", "--data", "tiny", "--model", "toy-ViT", "--out", "r.json", cwd=world)
         assert "top-1" in out and "torch" in names
         assert not {"torchvision", "torch._dynamo", "matplotlib", "pkg_resources"} & names
+
+
+@pytest.mark.parametrize("script", [("linear_probe",), ("finetune", "--method", "cs", "--epochs", "1", "--batch", "8")])
+def test_an_optimizer_brings_no_compiler(world, script):
+    names, out = imported(script[0], "--data", "tiny", "--model", "toy-ViT", *script[1:], cwd=world)
+    assert "top-1" in out and "torch" in names and "torch._dynamo" not in names
+
+
+def test_an_optimizer_without_the_compiler_is_still_adamw():
+    common._import(common.torch)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.3)
+    m = v = 0
+    for t in (1, 2):
+        before, gradient = weight.detach().clone(), torch.tensor([0.5, t])
+        weight.grad = gradient.clone()
+        optimizer.step()
+        assert weight.grad_fn is None and weight.requires_grad
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient.square()
+        step = m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(weight.detach(), before * (1 - 0.1 * 0.3) - 0.1 * step)
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == 0.1 and torch.equal(other.state_dict()["state"][0]["exp_avg"], m)
+    optimizer.zero_grad()
+    assert weight.grad is None
 
 
 def test_a_module_is_imported_when_it_is_used_without_garbage_collection_or_time(tmp_path, monkeypatch):
