@@ -70,6 +70,7 @@ def test_cifar_is_read_and_the_words_of_its_classes_are_those_of_clip(tiny, tmp_
     assert record["data"]["counts"] == {"test": 10} and record["data"]["words"][:2] == ["airplane", "automobile"]
 
 
+@pytest.mark.slow
 def test_without_a_network_it_is_one_line_and_nothing_is_left(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("http_proxy", "https_proxy"):
