@@ -123,6 +123,34 @@ def test_sweep_goes_from_strong_to_weak_and_does_not_touch_its_input(blobs):
     assert fits[3]["val"] == pytest.approx((accuracy(x_val, y_val, weight, bias) + accuracy(x, y, *other)) / 2)
 
 
+def test_a_sweep_of_unfinished_fits_chooses_as_well(monkeypatch):
+    """Classes that differ in a few of many directions, whose variances fall by a factor of 1,000, as those of an encoder's features do."""
+    rng, spread, tested = torch.Generator().manual_seed(0), torch.logspace(0, -1.5, 64), {}
+    for trial in range(9):
+        classes, images = [(10, 20), (5, 8), (20, 6)][trial % 3]
+        centres = 0.6 * torch.randn(classes, 64, generator=rng) * spread
+        draw = lambda n: (  # noqa: E731
+            (centres.repeat_interleave(n, 0) + torch.randn(classes * n, 64, generator=rng) * spread) / spread.square().mean().sqrt(),  # noqa: B023
+            torch.arange(classes).repeat_interleave(n),  # noqa: B023
+        )
+        train, val, (x, y) = draw(images), draw(max(2, images // 5)), draw(50)
+        for change in (linear_probe.CHANGE, 1e-9):
+            monkeypatch.setattr(linear_probe, "CHANGE", change)
+            best = max(sweep([(*train, *val)], classes, linear_probe.PENALTIES), key=lambda fit: fit["val"])
+            start = torch.zeros(classes, 64), torch.zeros(classes)
+            tested.setdefault(change, []).append(accuracy(x, y, *logistic_regression(*train, best["l2"], *start)))
+        monkeypatch.undo()
+    ours, whole = (torch.tensor(values) for values in tested.values())
+    assert 0.5 < whole.mean() < 0.95 and abs(ours.mean() - whole.mean()) < 0.01
+
+
+def test_sweep_ends_where_all_held_out_images_are_named_right(blobs):
+    x, y, x_val, y_val = blobs
+    mine = torch.zeros(5, 12).index_add_(0, y, x)[y_val]  # held-out images at the centres of their classes
+    val = [fit["val"] for fit in sweep([(x, y, mine, y_val)], 5, linear_probe.PENALTIES)]
+    assert val[-1] == 1 and max(val[:-1], default=0) < 1 and len(val) < 5
+
+
 def test_sweep_ends_where_held_out_images_have_had_enough(blobs):
     x, y, x_val, y_val = blobs
     noisy = torch.where(torch.rand(100, generator=torch.Generator().manual_seed(0)) < 0.3, (y + 1) % 5, y)  # small penalties fit these

@@ -49,9 +49,8 @@ def test_clip_needs_no_torchvision_and_with_it_no_compiler(world):
 
 
 def test_an_optimizer_brings_no_compiler(world):
-    names, out = imported(
-        "finetune", *["--data", "tiny", "--model", "toy-ViT", "--method", "cs", "--epochs", "1", "--batch", "8"], cwd=world
-    )
+    run = ("--data", "tiny", "--model", "toy-ViT", "--method", "cs", "--epochs", "1", "--batch", "8")
+    names, out = imported("finetune", *run, cwd=world)
     assert "top-1" in out and "torch" in names and "torch._dynamo" not in names
 
 
