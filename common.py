@@ -3088,11 +3088,10 @@ def _decode(data, files, view, path, small, meta, what):
         fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {side} px, {free / 1e9:.1f} GB free")
     reasons, unread = [], []
     with atomic(small) as thumbnail, atomic(path) as temporary, _threads() as pool:
-        pixels, thumbnails = (
-            np.lib.format.open_memmap(file, "w+", np.uint8, (len(files), pixel, pixel, 3))
-            for file, pixel in ((temporary, side), (thumbnail, _THUMBNAIL))
-        )
-        _reserve(temporary), _reserve(thumbnail)
+        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), side, side, 3))
+        thumbnails = np.lib.format.open_memmap(thumbnail, "w+", np.uint8, (len(files), _THUMBNAIL, _THUMBNAIL, 3))
+        _reserve(temporary)
+        _reserve(thumbnail)
 
         def decode(i):
             try:
@@ -3106,7 +3105,8 @@ def _decode(data, files, view, path, small, meta, what):
             pass
         if unread:
             fail(f"{unread[0]}; nothing is cached, run again when it can be read")
-        pixels.flush(), thumbnails.flush()
+        pixels.flush()
+        thumbnails.flush()
         sums = [zlib.crc32(array) for array in (pixels, thumbnails)]
         pixels = thumbnails = None  # Windows moves no file that is mapped
     _keep_json(meta, [sorted(reasons), sums])

@@ -87,8 +87,9 @@ def logistic_regression(x, y, l2, weight, bias, steps=1000, each=None, change=1e
     scikit-learn's terms C = 1 / (l2 N).
     """
     weight, bias = weight.clone(), bias.clone()
-    ends = {"max_iter": steps, "tolerance_grad": 1e-6, "tolerance_change": change}
-    optimiser = torch.optim.LBFGS([weight, bias], **ends, history_size=10, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [weight, bias], max_iter=steps, tolerance_grad=1e-6, tolerance_change=change, history_size=10, line_search_fn="strong_wolfe"
+    )
 
     @torch.no_grad()
     def closure():

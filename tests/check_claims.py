@@ -231,7 +231,7 @@ def told(readme):
 
 
 def test_the_readmes_conclusions_agree_with_the_results(study):
-    """Numbers within .04, because 16-bit arithmetic differs between processors; who wins; some losses of SRGAN are borderline."""
+    """Numbers within .04, because 16-bit arithmetic differs between processors; and who wins."""
     said, found = told((ROOT / "README.md").read_text(encoding="utf-8")), conclusions(plot.summarise(study))
     for a, b in zip(said[:2], found[:2], strict=True):
         assert a == pytest.approx(b, abs=0.04)
@@ -239,4 +239,4 @@ def test_the_readmes_conclusions_agree_with_the_results(study):
     assert min(zero_shot, captions) > labels  # captions win
     assert all(imagenet > clip for imagenet, clip in zip(found[1][::6], found[1][3::6]))  # labels win
     (compared, better, worse), (as_many, now_better, now_worse) = said[2], found[2]
-    assert compared == as_many and better == now_better == 0 and abs(worse - now_worse) <= 2
+    assert compared == as_many and better == now_better == 0 and abs(worse - now_worse) <= 1
