@@ -68,6 +68,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import platform
 import re
 import shlex
@@ -87,7 +88,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache, cached_property, lru_cache, partial
@@ -590,9 +591,13 @@ def from_first_rank(call, *args):
     return value[0]
 
 
-def dealt(work, items):
-    """[work(item) for item in items]: each rank does a part, and all get all, then as tensors on the CPU. `items` can be sliced."""
-    done = [work(item) for item in items[_RANK::_RANKS]]
+def dealt(work, read, items):
+    """[work(read(item)) for item in items], read by a thread one ahead: each rank does a part, and all get all, then as tensors on the CPU.
+
+    `items` can be sliced.
+    """
+    with _threads(1) as pool:
+        done = [work(x) for (x,) in read_ahead(pool, read, ([item] for item in items[_RANK::_RANKS]))]
     if _RANKS == 1:
         return done
     lists = [None] * _RANKS
@@ -1060,6 +1065,7 @@ class Model:
         self.size = self.view.size
         self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
         self._folded = None
+        self._sending = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
     def has_text(self):
@@ -1077,6 +1083,16 @@ class Model:
         and where an input is larger than 224 px, so that all the pixels of a batch take no more memory than there."""
         usual = 32 if self.device.type == "cpu" and self.size > 64 else 256
         return max(1, min(self.batch_asked or min(usual, usual * 224**2 // self.size**2), self.batch_limit))
+
+    def sent(self, x):
+        """x on a GPU, which goes on computing meanwhile: for a thread that reads ahead. Elsewhere x as it is."""
+        if self.device.type != "cuda":
+            return x
+        with torch.cuda.stream(self._sending):
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        self._sending.synchronize()
+        x.record_stream(torch.cuda.default_stream(self.device))  # or its memory would be taken for free too early
+        return x
 
     def autocast(self):
         """Context in which the network computes in `dtype`."""
@@ -1150,29 +1166,36 @@ class Model:
                 raise ValueError("not finite")
             return part
 
-        def encode(start):
-            x = images[start : min(start + batch, stop)]
+        def pixels(first):
+            return self.sent(images[first : min(first + batch, stop)])
+
+        def encode(x):
             bar.update(min(_RANKS * len(x), len(images) - bar.n))
             return self.encode_image(x)
 
         def absent():
             return _kept(path, read) is None
 
-        # a file for each chunk, so that a run that is cut off loses one at most
-        found = torch.empty(len(images), self.width)
-        with progress(None, f"{self.name} features", "img", len(images)) as bar:
+        def keep(path, part, held):
+            with held, atomic(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, x=part.numpy())
+
+        # a file for each chunk, so that a run that is cut off loses one at most; written while the next one is made
+        found, kept = torch.empty(len(images), self.width), None
+        with progress(None, f"{self.name} features", "img", len(images)) as bar, _threads(1) as writer:
             for start in range(0, len(images), _CHUNK):
                 path, part, stop = folder / f"{start:07d}.npz", found[start : start + _CHUNK], min(start + _CHUNK, len(images))
                 if not from_first_rank(absent):
                     continue
-                with lock(path):
+                with ExitStack() as held:
+                    held.enter_context(lock(path))
                     if not from_first_rank(absent):  # a twin has made it
                         continue
-                    self.finite(part.copy_(torch.cat(dealt(encode, range(start, stop, batch)))), "features")
-                    if _RANK:
-                        continue
-                    with atomic(path) as temporary, open(temporary, "wb") as file:
-                        np.savez(file, x=part.numpy())
+                    self.finite(part.copy_(torch.cat(dealt(encode, pixels, range(start, stop, batch)))), "features")
+                    if not _RANK:
+                        _ = kept and kept.result()
+                        kept = writer.submit(keep, path, part, held.pop_all())
+            _ = kept and kept.result()
         if _RANKS > 1:
             dist.broadcast(found, 0)
         return found.to(self.device), images.labels.to(self.device)
@@ -1847,7 +1870,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     spent, started, position = history[-1]["seconds"], time.time(), history[-1]["step"]
 
     def fetch(call):
-        return [t.pin_memory() if model.device.type == "cuda" else t for t in call()]
+        return [model.sent(t) for t in call()]
 
     left = legs[len(history) - 1 :]
     bar = progress(None, f"{model.name} training", "step", steps)
@@ -1862,7 +1885,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
                 torch.manual_seed(hash((seed, position, _RANK)))
             while since < len(batches):
                 (tensors,) = next(ready)
-                tensors = [t.to(model.device, non_blocking=True) for t in tensors]
+                tensors = [t.to(model.device) for t in tensors]
                 share = _learning_rate((position + 0.5) / steps)
                 for group, peak in zip(optimizer.param_groups, peaks):
                     group["lr"] = peak * share
@@ -2861,6 +2884,10 @@ _DISK = {getattr(errno, name) for name in _DISK.split() if hasattr(errno, name)}
 def _room(pixels):
     """Waits until so many more pixels may be held, so that large pictures do not fill the memory; what exceeds all goes alone."""
     pixels = min(pixels, _AT_ONCE)
+    if _TURN and pixels > _AT_ONCE // _TURN.processes:
+        with _TURN:
+            yield
+        return
     with _FLIGHT:
         _FLIGHT.wait_for(lambda: _FLYING[0] + pixels <= _AT_ONCE)
         _FLYING[0] += pixels
@@ -2969,6 +2996,100 @@ def _fit(image, view, filled=None):
     return image.crop((left, top, left + view.size, top + view.size))
 
 
+class _Turn:
+    """What one at a time of several processes has: a byte in a pipe."""
+
+    def __init__(self, processes):
+        self.processes, (self.take, self.give) = processes, os.pipe()
+        os.write(self.give, b".")
+
+    def __enter__(self):
+        os.read(self.take, 1)
+
+    def __exit__(self, *error):
+        os.write(self.give, b".")
+
+    def close(self):
+        os.close(self.take)
+        os.close(self.give)
+
+
+_TURN = None  # in a process that _spread has started
+
+
+def _spread(work, items, fork):
+    """work(item) of each item, in order, by threads; or, where they are to `fork`, are many, and the system can, by a process on each core.
+
+    Threads of Python wait for each other: on 16 cores the header of a small picture took ten times as long as with one thread. A
+    forked process has all that this one has, but what it changes, other than files and mapped memory, it alone will see.
+    """
+    processes = min(len(os.sched_getaffinity(0)), len(items) // 32) if fork and sys.platform == "linux" else 1
+    if processes < 2:
+        with _threads() as pool:
+            yield from in_order(pool, work, items)
+        return
+    turn, children = _Turn(processes), []
+    try:
+        for i in range(processes):
+            heard, told = os.pipe()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of a process with threads: the forked one needs none of them
+                child = os.fork()
+            if not child:
+                _work(work, items[i::processes], turn, told, [heard, *(pipe.fileno() for _, pipe in children)])
+            os.close(told)
+            children.append((child, open(heard, "rb")))  # noqa: SIM115
+        lists = [iter(()) for _ in children]
+        for i in range(len(items)):
+            which, end = i % processes, object()
+            if (done := next(lists[which], end)) is end:
+                lists[which] = _heard(children[which][1])
+                done = next(lists[which])
+            yield done
+    finally:
+        for child, pipe in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pipe.close()
+        turn.close()
+
+
+def _work(work, items, turn, told, others):
+    """In a forked process: write lists of work(item) to the pipe `told`, ten times a second, and end. `others` are what others hear by."""
+    global _TURN, _FLIGHT
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is for the first process to hear
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gc.freeze()  # what nobody uses any more here may be in use there, such as memory of a GPU
+        for pipe in others:  # or this one would write on when the first process is gone
+            os.close(pipe)
+        _TURN, _FLIGHT, _FLYING[0] = turn, threading.Condition(), 0
+        done, last = [], time.monotonic()
+        with open(told, "wb") as pipe:
+            for item in items:
+                done.append(work(item))
+                if time.monotonic() > last + 0.1:
+                    pickle.dump(done, pipe)
+                    pipe.flush()
+                    done, last = [], time.monotonic()
+            pickle.dump(done, pipe)
+    except BrokenPipeError:  # nobody listens
+        pass
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
+
+
+def _heard(pipe):
+    """An iterator over the next list of a pipe, which is not empty; fails where the process behind it has died."""
+    try:
+        return iter(pickle.load(pipe))
+    except EOFError:
+        fail("a process that read pictures has ended, killed perhaps because there is too little memory; nothing is lost, run it again")
+
+
 def image_sizes(data, files):
     """(width, height) of each image by its header, None where that cannot be read."""
 
@@ -2979,8 +3100,7 @@ def image_sizes(data, files):
         except Exception:
             return None
 
-    with _threads() as pool:
-        return list(progress(in_order(pool, size, files), "headers", "img", len(files)))
+    return list(progress(_spread(size, files, data.kind in ("folder", "csv")), "headers", "img", len(files)))
 
 
 def native_size(sizes):
@@ -2993,12 +3113,26 @@ def native_size(sizes):
 def upsample(x, size, mode="bicubic"):
     """Antialiased, uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), or `size` is (height, width): within 2/255 of Pillow.
 
-    uint8 all the way is both the exact and the fast path on a CPU; CUDA's kernel takes floats only.
+    uint8 all the way is both the exact and the fast path on a CPU; a GPU is at its best with products of matrices.
     """
     size = size if isinstance(size, tuple) else (size, size)
     if x.device.type == "cpu":
         return F.interpolate(x, size=size, mode=mode, antialias=True)
-    return F.interpolate(x.float(), size=size, mode=mode, antialias=True).clamp(0, 255).round().to(torch.uint8)
+    return _upsample_by_products(x, size, mode, torch.float16 if x.device.type == "cuda" else torch.float32)
+
+
+def _upsample_by_products(x, size, mode, dtype):
+    """The same in two products for all pictures, rounded after each as Pillow does. What becomes of the identity are their matrices."""
+    vertical, horizontal = (_resampling(there, here, mode).to(x.device, dtype) for there, here in zip(x.shape[2:], size))
+    x = x.to(dtype, memory_format=torch.contiguous_format) @ horizontal.T
+    x = vertical @ x.clamp_(0, 255).round_()
+    return x.clamp_(0, 255).round_().to(torch.uint8)
+
+
+@lru_cache(64)
+def _resampling(there, here, mode):
+    """Weights (here, there) by which a line of `there` pixels becomes one of `here`."""
+    return F.interpolate(torch.eye(there)[None, None], size=(here, there), mode=mode, antialias=True)[0, 0]
 
 
 def _load_images(data, split, size):
@@ -3087,7 +3221,7 @@ def _decode(data, files, view, path, small, meta, what):
     if need > free:
         fail(f"cache/: {need / 1e9:.1f} GB needed for {len(files)} images of {side} px, {free / 1e9:.1f} GB free")
     reasons, unread = [], []
-    with atomic(small) as thumbnail, atomic(path) as temporary, _threads() as pool:
+    with atomic(small) as thumbnail, atomic(path) as temporary:
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(files), side, side, 3))
         thumbnails = np.lib.format.open_memmap(thumbnail, "w+", np.uint8, (len(files), _THUMBNAIL, _THUMBNAIL, 3))
         _reserve(temporary)
@@ -3097,14 +3231,16 @@ def _decode(data, files, view, path, small, meta, what):
             try:
                 pixels[i], thumbnails[i] = _read_image(files[i][0], view, data.picture)
             except (OSError, MemoryError) as error:  # the disk or a permission, not the image: must not be remembered
-                unread.append(f"{data.root / files[i][0]}: {why(error)}")
+                return None, f"{data.root / files[i][0]}: {why(error)}"
             except Exception as error:
-                reasons.append((i, why(error)))
+                return i, why(error)
 
-        for _ in progress(in_order(pool, decode, range(len(files))), f"decoding {what}", "img", len(files)):
-            pass
+        decoded = _spread(decode, range(len(files)), data.kind in ("folder", "csv"))
+        for wrong in progress(decoded, f"decoding {what}", "img", len(files)):
+            if wrong:
+                (unread if wrong[0] is None else reasons).append(wrong)
         if unread:
-            fail(f"{unread[0]}; nothing is cached, run again when it can be read")
+            fail(f"{unread[0][1]}; nothing is cached, run again when it can be read")
         pixels.flush()
         thumbnails.flush()
         sums = [zlib.crc32(array) for array in (pixels, thumbnails)]

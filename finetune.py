@@ -375,16 +375,19 @@ def logits_and_right(net, model, images, state=None):
         net.load_state_dict(state, strict=False)
     batch = from_first_rank(lambda: model.batch)
 
-    def encode(start):
+    def pixels(start):
+        return model.sent(images[start : start + batch])
+
+    def encode(x):
         bar.update()
-        return model.encode_image(images[start : start + batch])
+        return model.encode_image(x)
 
     with torch.no_grad():
         if net.freeze:  # all that changes is the head, and the cache has the rest
             f, _ = model.features(images)
         else:
             with progress(None, images.name, "batch", -(-len(images) // batch)) as bar:
-                f = torch.cat(dealt(encode, range(0, len(images), batch))).to(model.device)
+                f = torch.cat(dealt(encode, pixels, range(0, len(images), batch))).to(model.device)
         logits = net.head(f).cpu()
     return logits, logits.numpy().argmax(1) == images.labels.numpy()
 

@@ -3,6 +3,7 @@
     make bench                                          # all of it on 2 cores, about 15 min; writes the table of docs/speed.md
     python bench/beside.py --only few-shot probe        # some of it, only printed
     python bench/beside.py --long --made 290 --to docs/speed.md      # with 100,000 images, and the seconds that `make` took by hand
+    python bench/beside.py --device cuda --to docs/speed.md          # on a GPU, a table of its own
 
 Peers are torchvision's ImageFolder and DataLoader, timm, open_clip, CLIP_benchmark and scikit-learn (tests/requirements.txt). With
 REAL_DATA=FOLDER, of Fruits-360 and weights of mobilenet_v2, pictures are real; otherwise they are made, and the row says so. Weights
@@ -34,6 +35,7 @@ import torchvision
 from clip.model import CLIP as Network
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
@@ -60,8 +62,9 @@ from common import (
 
 REAL = os.environ.get("REAL_DATA")
 PLAIN = "ImageFolder, Pillow, DataLoader(2), float32"
+COMPILED = ("ViT-B/32",)  # also measured by way of torch.compile, which takes its time
 MINUTES = 10  # from then on each part has one round, so that all of it takes no more than a quarter of an hour
-HEADING = "## Beside what one would run instead"
+HEADINGS = {"cpu": "## Beside what one would run instead", "cuda": "## The same on a GPU"}
 
 
 # ---- how it is measured -------------------------------------------------------------------------------------------------
@@ -81,6 +84,7 @@ def in_turns(args, *works, rounds=3, budget=60):
                 start = time.perf_counter()
                 try:
                     work(i)
+                    wait(args.device)
                 finally:
                     row.append(time.perf_counter() - start)
                     os.chdir(here)
@@ -90,12 +94,23 @@ def in_turns(args, *works, rounds=3, budget=60):
     return np.array(rows)
 
 
+def wait(device):
+    """A GPU works on while Python goes ahead."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def row(what, ours, beside, ratio, goal="", better=max, rounds=1):
     """One line of the table; `goal` is what the ratio should reach (better=max) or not exceed (min)."""
     held = "" if goal == "" else "held" if better(ratio, goal) == ratio else "not held"
     goal = goal and f"{'≥' if better is max else '≤'} {goal:g}"
     print(f"{what}: {ours}; {beside}; ratio {ratio:.2f}" + (goal and f", {goal}: {held}"), flush=True)
     return {"what": what, "ours": ours, "beside": beside, "rounds": rounds, "ratio": f"{ratio:.2f}", "goal": goal, "held": held}
+
+
+def either(args, cpu, gpu):
+    """The goal on this device."""
+    return gpu if args.device == "cuda" else cpu
 
 
 def rates(what, times, count, plain, goal=""):
@@ -157,37 +172,38 @@ def random_weights(name, folder):
     file = folder / f"{spelled(name)}.pt"
     if file.exists():
         return file
-    if name.startswith("timm:"):
-        import timm
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # where a large one is drawn in no time
+        if name.startswith("timm:"):
+            import timm
 
-        net = timm.create_model(name.removeprefix("timm:"))
-    elif name in CLIP:
-        embed, size, layers, width, patch = CLIP[name][1]
-        net = toy.network(name) if name.startswith("toy-") else Network(embed, size, layers, width, patch, 77, 49408, 512, 8, 12)
-    else:
-        net = torchvision.models.get_model(name, weights=None)
-    torch.save(net.state_dict(), file)
+            net = timm.create_model(name.removeprefix("timm:"))
+        elif name in CLIP:
+            embed, size, layers, width, patch = CLIP[name][1]
+            net = toy.network(name) if name.startswith("toy-") else Network(embed, size, layers, width, patch, 77, 49408, 512, 8, 12)
+        else:
+            net = torchvision.models.get_model(name, weights=None)
+    torch.save(net.cpu().state_dict(), file)
     return file
 
 
-def encoder(name, folder, **options):
+def encoder(args, name, folder, **options):
     weights = random_weights(name, folder)
-    return load_model(name, "cpu", weights, act="quickgelu" if name in CLIP and not name.startswith("toy-") else None, **options)
+    return load_model(name, args.device, weights, act="quickgelu" if name in CLIP and not name.startswith("toy-") else None, **options)
 
 
 # ---- features -----------------------------------------------------------------------------------------------------------
 
 
-def folder_loader(root, model):
-    """ImageFolder, Pillow, two workers, batches of 64, as one writes it oneself."""
+def folder_loader(root, model, workers=2):
+    """ImageFolder, Pillow, batches of 64, as one writes it oneself."""
     view = model.view
     steps = [T.Resize(view.short, T.InterpolationMode(view.interpolation)), T.CenterCrop(view.size), T.ToTensor()]
-    return DataLoader(ImageFolder(root, T.Compose([*steps, T.Normalize(model.mean, model.std)])), 64, num_workers=2)
+    return DataLoader(ImageFolder(root, T.Compose([*steps, T.Normalize(model.mean, model.std)])), 64, num_workers=workers)
 
 
-def folder_loop(root, model, encode):
+def folder_loop(root, model, encode, workers=2):
     with torch.no_grad():
-        return torch.cat([encode(x) for x, _ in folder_loader(root, model)])
+        return torch.cat([encode(x.to(model.device)) for x, _ in folder_loader(root, model, workers)])
 
 
 def open_clip_network(name, file):
@@ -206,26 +222,26 @@ def benchmark_loop(root, model, net):
     from clip_benchmark.metrics.zeroshot_classification import run_classification
 
     with contextlib.redirect_stderr(io.StringIO()):
-        return run_classification(net, torch.randn(model.width, 10), folder_loader(root, model), "cpu")[0]
+        return run_classification(net, torch.randn(model.width, 10).to(model.device), folder_loader(root, model), model.device.type)[0]
 
 
-def timm_loop(root, name, file):
+def timm_loop(root, name, file, device):
     """timm's own loader and network, as its validate.py runs them."""
     import timm
     from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
     net = timm.create_model(name, num_classes=0)
     net.load_state_dict(torch.load(file, weights_only=True), strict=False)
-    config = resolve_model_data_config(net.eval())
+    config = resolve_model_data_config(net.eval().to(device))
     how = {key: config[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")}
-    how |= {"batch_size": 64, "use_prefetcher": False, "num_workers": 2, "device": torch.device("cpu")}
+    how |= {"batch_size": 64, "use_prefetcher": device == "cuda", "num_workers": 2, "device": torch.device(device)}
     with torch.inference_mode():
         return torch.cat([net(x) for x, _ in create_loader(ImageDataset(str(root)), **how)])
 
 
 def bare(model, net, count):
     """The forward pass of one resident batch, as often as `count` images take, at the model's precision."""
-    x = model.normalise(torch.zeros(model.batch, 3, model.size, model.size))
+    x = model.normalise(torch.zeros(model.batch, 3, model.size, model.size, device=model.device))
     with torch.inference_mode(), model.autocast():
         for start in range(0, count, model.batch):
             net(x[: count - start])
@@ -248,16 +264,16 @@ def torchvision_network(name, file):
 def beside_loops(args, folder, name, count, budget):
     """Rows of one encoder: beside the bare forward pass, and beside the loops of others, whose features must be the same."""
     root, kind = fruits(folder / f"fruits-{count}", count)
-    model, file, places = encoder(name, folder), random_weights(name, folder), root / "test"
+    model, file, places = encoder(args, name, folder), random_weights(name, folder), root / "test"
     if name in CLIP:
-        net = open_clip_network(name, file)
+        net = open_clip_network(name, file).to(args.device)
         peers = {"open_clip, ImageFolder, DataLoader(2), float32": lambda: folder_loop(places, model, net.encode_image)}
         if "ViT" in name:
             peers["CLIP_benchmark's loop, which takes 16 bits"] = lambda: benchmark_loop(places, model, net)
     elif name.startswith("timm:"):
-        peers = {"timm's loop, 2 workers, float32": lambda: timm_loop(places, name.removeprefix("timm:"), file)}
+        peers = {"timm's loop, 2 workers, float32": lambda: timm_loop(places, name.removeprefix("timm:"), file, args.device)}
     else:
-        net = torchvision_network(name, file)
+        net = torchvision_network(name, file).to(args.device)
         peers = {PLAIN: lambda: folder_loop(places, model, net)}
     kept = {}
 
@@ -270,13 +286,13 @@ def beside_loops(args, folder, name, count, budget):
     works += [lambda i: bare(model, model.frozen, count)] * (model.frozen is not model.visual)
     times = in_turns(args, *works, budget=budget)
     what = f"features of {count:,} pictures {kind}, {name}, {str(model.dtype)[6:]}"
-    yield rates(what, times[:, [0, 1]], count, "the bare forward pass", 0.95)
+    yield rates(what, times[:, [0, 1]], count, "the bare forward pass", either(args, 0.95, 0.9))
     if model.frozen is not model.visual:
         yield rates(what, times[:, [0, -1]], count, "the bare forward pass of the network with batch norms folded, as here")
     for i, peer in enumerate(peers, 2):
         if kept[peer].shape == kept["ours"].shape:  # CLIP_benchmark's are logits
             same(kept["ours"], kept[peer])
-        yield rates(what, times[:, [0, i]], count, peer, 2.5)
+        yield rates(what, times[:, [0, i]], count, peer, either(args, 2.5, 5))
 
 
 def same(ours, theirs):
@@ -296,11 +312,12 @@ def features(args, folder):
 
 def large(args, folder):
     """Goal 3: pictures as cameras make them, other ones in each round."""
-    count, parts = (2, 1) if args.quick else (999, 3)
+    count, parts = (2, 1) if args.quick else either(args, (999, 3), (180, 1))
     sizes = [(round((1.333 * m * 1e6) ** 0.5), round((m * 1e6 / 1.333) ** 0.5)) for m in ([1.5] if args.quick else np.linspace(1, 12, 36))]
     for part in range(parts):  # each has all sizes
         write_pictures(folder / f"large-{part}/test", count // parts, sizes, 3, len(sizes))
-    model, net, kept = encoder("mobilenet_v2", folder), torchvision_network("mobilenet_v2", random_weights("mobilenet_v2", folder)), {}
+    model, kept = encoder(args, "mobilenet_v2", folder), {}
+    net = torchvision_network("mobilenet_v2", random_weights("mobilenet_v2", folder)).to(args.device)
 
     def mine(i):
         kept["ours"] = ours(folder / f"large-{i}", model)
@@ -340,8 +357,8 @@ def probe(args, folder):
     from sklearn.model_selection import PredefinedSplit
 
     classes, each, width, penalties = (4, 8, 16, linear_probe.PENALTIES[:4]) if args.quick else (95, 60, 1280, linear_probe.PENALTIES)
-    x, y, *_ = drawn_features(each, 1, classes, width)
-    held = torch.arange(len(y)) % 5 == 0
+    x, y, *_ = (t.to(args.device) for t in drawn_features(each, 1, classes, width))
+    held = torch.arange(len(y), device=args.device) % 5 == 0
     mean = x.mean(0)
     scale, found = (x - mean).square().mean().sqrt(), {}
 
@@ -350,16 +367,16 @@ def probe(args, folder):
         found["ours"] = max(f["val"] for f in fits)
 
     def theirs(i):
-        inputs = ((x - mean) / scale).numpy(), y.numpy()
+        inputs = ((x - mean) / scale).cpu().numpy(), y.cpu().numpy()
         grid = [1 / (l2 * (~held).sum().item()) for l2 in penalties]
-        split = PredefinedSplit(np.where(held, 0, -1))
+        split = PredefinedSplit(np.where(held.cpu(), 0, -1))
         fit = LogisticRegressionCV(Cs=grid, cv=split, max_iter=200, l1_ratios=(0,), scoring="accuracy", use_legacy_attributes=False)
         fit.fit(*inputs)
         found["theirs"] = fit.scores_.max()
 
     times = in_turns(args, mine, theirs, rounds=2, budget=100)
     what = f"linear probe: sweep and refit, {len(y):,} x {width:,}, {classes} classes, drawn; held-out {found['ours']:.4f}"
-    yield seconds(what, times, f"scikit-learn's LogisticRegressionCV, same grid and split, {found['theirs']:.4f}", 5)
+    yield seconds(what, times, f"scikit-learn's LogisticRegressionCV, same grid and split, {found['theirs']:.4f}", either(args, 5, 50))
 
 
 def few(args, folder):
@@ -369,16 +386,20 @@ def few(args, folder):
     classes, each, width = (4, 6, 16) if args.quick else (95, 63, 1280)
     shots = (1, 4) if args.quick else (1, 2, 4, 8, 16, 32, 64)
     x, y, x_test, y_test, z = drawn_features(each, 20, classes, width)
+    here = [t.to(args.device) for t in (x, x_test, y_test)]
     found, seeds = {}, range(5)
     methods = {"linear": lambda x, y: few_shot.linear(x, y, classes)}
     more = {
         "class-mean": lambda x, y: few_shot.class_mean(x, y, classes),
-        "tip": lambda x, y: few_shot.tip(x, y, z, 100.0),
-        "text-init": lambda x, y: few_shot.text_init(x, y, z),
+        "tip": lambda x, y: few_shot.tip(x, y, z.to(x), 100.0),
+        "text-init": lambda x, y: few_shot.text_init(x, y, z.to(x)),
     }
 
+    def learn(methods):
+        return few_shot.learn(methods, here[0], y, *here[1:], shots, seeds)[0].mean()
+
     def mine(i):
-        found["linear"] = few_shot.learn(methods, x, y, x_test, y_test, shots, seeds)[0].mean()
+        found["linear"] = learn(methods)
 
     def loop(i):
         right = []
@@ -394,8 +415,8 @@ def few(args, folder):
 
     times = in_turns(args, mine, loop, budget=50)
     what = f"few-shot: linear, {len(shots)} numbers of labels x {len(seeds)} draws, {classes} classes, {width:,} wide, drawn; mean accuracy"
-    yield seconds(f"{what} {found['linear']:.4f}", times, f"a loop over scikit-learn {found['loop']:.4f}", 5)
-    times = in_turns(args, mine, lambda i: few_shot.learn(more, x, y, x_test, y_test, shots, seeds), rounds=1)
+    yield seconds(f"{what} {found['linear']:.4f}", times, f"a loop over scikit-learn {found['loop']:.4f}", either(args, 5, 50))
+    times = in_turns(args, mine, lambda i: learn(more), rounds=1)
     yield seconds("few-shot: the same beside its other methods", times, "class-mean, tip and text-init together")
 
 
@@ -404,10 +425,10 @@ def choosing(args, folder):
     name, count, classes = ("toy-ViT", 16, 5) if args.quick else ("ViT-B/32", 1900, 100)
     pool = [form for t in prompts.POOL for form in (t, prompts.with_type(t))][: 6 if args.quick else None]
     root, kind = fruits(folder / f"fruits-{count}", count)
-    model = encoder(name, folder)
+    model = encoder(args, name, folder)
     images = load_data(str(root), union=True).images(model.view, ["test"])["test"]
     words = [f"{c} {f}" for f in toy.SHAPES for c in toy.COLOURS][:classes]
-    y = torch.arange(len(images)) % len(words)
+    y = torch.arange(len(images), device=args.device) % len(words)
 
     def encode():
         return F.normalize(torch.cat([model.encode_image(x) for x in images.batches(model.batch)]), dim=1)
@@ -437,12 +458,14 @@ def train_bare(net, optimizer, x, y, steps, autocast):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    wait(x.device.type)
 
 
 def beside_bare(args, folder, data, name, method):
     """(what, times): a step of finetune.py on one encoder, and a bare one."""
-    batch, steps = (4, 1) if args.quick else (32, 6)
+    batch, steps = (4, 1) if args.quick else (32, either(args, 6, 100))
     command = ["finetune.py", "--data", data, "--model", name, "--weights", random_weights(name, folder), "--method", method]
+    command += ["--device", args.device] + ["--act", "quickgelu"] * (name in CLIP and not name.startswith("toy-"))
     sys.argv = [str(part) for part in command]
     tuned = finetune.arguments()
     tuned.batch = None
@@ -450,9 +473,9 @@ def beside_bare(args, folder, data, name, method):
     tuned.head = "random" if method == "ml" else None
     images = hold_out(loaded.images(model.view), 0)
     train = images["train"]
-    net = finetune.Classifier(model.visual, finetune.first_head(tuned, loaded, model, images, {}, {})(0))
-    x = torch.randn(batch, 3, model.size, model.size).contiguous(memory_format=torch.channels_last)
-    y, read = torch.arange(batch) % len(loaded.classes), finetune.loader(train, 0)
+    net = finetune.Classifier(model.visual, finetune.first_head(tuned, loaded, model, images, {}, {})(0).to(model.device))
+    x = model.normalise(torch.rand(batch, 3, model.size, model.size, device=model.device))
+    y, read = torch.arange(batch, device=model.device) % len(loaded.classes), finetune.loader(train, 0)
 
     def again(rows, epoch):
         return read(rows % len(train), epoch)
@@ -477,15 +500,16 @@ def training(args, folder):
     write_pictures(data / "train", 64, [(100, 100)])
     write_pictures(data / "test", 8, [(100, 100)])
     plans = [("toy-RN", "cs"), ("toy-ViT", "cs"), ("mobilenet_v2", "ml"), ("squeezenet1_1", "ml")]
+    plans += either(args, [], [("ViT-B/32", "cs"), ("RN101", "cs"), ("resnet101", "ml")])
     for plan in plans[:1] if args.quick else plans:
         with contextlib.redirect_stdout(io.StringIO()):
             what, times = beside_bare(args, folder, data, *plan)
-        yield seconds(what, times, "forward, backward and optimizer on a resident batch", 1.1, min)
+        yield seconds(what, times, "forward, backward and optimizer on a resident batch", either(args, 1.1, 1.08), min)
 
 
 def enlarging(args, folder):
     """Goal 8: `upsample.py apply` beside the same generator on one image at a time."""
-    count, blocks, width = (2, 1, 8) if args.quick else (32, 16, 64)
+    count, blocks, width = (2, 1, 8) if args.quick else (either(args, 32, 512), 16, 64)
     write_pictures(folder / "low/test", count, [(100, 100)], 2, count)
     torch.manual_seed(0)
     net = upsample.Generator(blocks, width)
@@ -493,20 +517,21 @@ def enlarging(args, folder):
     weights = folder / "generator.safetensors"
     with contextlib.redirect_stdout(io.StringIO()):
         save_weights(weights, {f"srgan.{key}": tensor for key, tensor in net.state_dict().items()}, {})
-    net.eval()
+    net.eval().to(args.device)
     shown = {}
 
     def mine(i):
         sys.argv = ["upsample.py", "apply", "--data", str(folder / "low"), "--weights", str(weights), "--size", "224", "--to", "made"]
+        sys.argv += ["--device", args.device]
         upsample.main()
         shown["ours"] = [np.asarray(Image.open(file)).astype(int) for file in sorted(Path("made").rglob("*.png"))]
 
     def theirs(i):
         shown["theirs"] = []
         for file in sorted((folder / "low").rglob("*.jpg")):
-            x = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None]
+            x = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None].to(args.device)
             with torch.no_grad():
-                y = net(x / 255).mul(255).clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+                y = net(x / 255).mul(255).clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).cpu().numpy()
             large = Image.fromarray(y).resize((224, 224), Image.BICUBIC)
             large.save(f"{file.stem}.png")
             shown["theirs"].append(np.asarray(large).astype(int))
@@ -514,7 +539,7 @@ def enlarging(args, folder):
     times = in_turns(args, mine, theirs, budget=60)
     apart = max(np.abs(a - b).max() for a, b in zip(shown["ours"], shown["theirs"]))
     what = f"upsample.py apply, SRGAN of {blocks} x {width}, 100 to 224 px, from file to file"
-    yield rates(what, times, count, f"one image at a time, float32, at most {apart}/255 apart", 3)
+    yield rates(what, times, count, f"one image at a time, float32, at most {apart}/255 apart", either(args, 3, 20))
 
 
 # ---- whole commands -------------------------------------------------------------------------------------------------------
@@ -525,7 +550,7 @@ def starting(args, folder):
     random_weights("toy-ViT", folder)
     toy.write_data(folder / "data/tiny", toy.TOY[:4], 8, 8)
     script = [sys.executable, ROOT / "zero_shot.py"]
-    run = [*script, "--data", "tiny", "--model", "toy-ViT", "--weights", "toy-ViT.pt"]
+    run = [*script, "--data", "tiny", "--model", "toy-ViT", "--weights", "toy-ViT.pt", "--device", args.device]
     works = [*script, "--help"], run, [sys.executable, "-c", "import torch, torchvision"]
     times = []
     for _ in range(6):
@@ -554,7 +579,7 @@ def watch():
     while not done.wait(0.02):
         peaks.append(own())
 
-model = load_model("toy-RN", "cpu", "toy-RN.pt")
+model = load_model("toy-RN", sys.argv[2], "toy-RN.pt")
 model.encode_image(torch.zeros(256, 3, 64, 64, dtype=torch.uint8))
 done, peaks = threading.Event(), [own()]
 thread = threading.Thread(target=watch)
@@ -579,7 +604,8 @@ def growth(args, folder):
         for _ in range(1 if count > 10_000 or time.perf_counter() > args.until else 2):
             shutil.rmtree(place / "cache", ignore_errors=True)
             for _ in ("cold", "cached"):
-                run = subprocess.run([sys.executable, "-c", GROWTH, ROOT], cwd=place, check=True, capture_output=True, text=True)
+                command = [sys.executable, "-c", GROWTH, ROOT, args.device]
+                run = subprocess.run(command, cwd=place, check=True, capture_output=True, text=True)
                 rounds.append(json.loads(run.stdout.splitlines()[-1]))
         (cold, memory), (cached, _) = np.median(np.reshape(rounds, (-1, 2, 2)), 0)
         found[count] = 1e6 * cold / count, memory, 1e6 * cached / count, len(rounds) // 2
@@ -598,7 +624,7 @@ def pieces(args, folder):
     count = 8 if args.quick else 256
     rng = np.random.default_rng(0)
     pictures = np.stack([np.asarray(smooth(rng, 100, 100)) for _ in range(count)])
-    x, shown = torch.from_numpy(pictures).permute(0, 3, 1, 2), {}
+    x, shown = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(args.device), {}
 
     def floats(i):
         F.interpolate(x.float(), size=(224, 224), mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
@@ -607,7 +633,7 @@ def pieces(args, folder):
         shown["pillow"] = np.stack([np.asarray(Image.fromarray(a).resize((224, 224), Image.BICUBIC)) for a in pictures])
 
     def mine(i):
-        shown["ours"] = upsample.upsample(x, 224).permute(0, 2, 3, 1).numpy()
+        shown["ours"] = upsample.upsample(x, 224).permute(0, 2, 3, 1).cpu().numpy()
 
     mine(0)
     times = in_turns(args, mine, floats, pillow, rounds=5)
@@ -616,7 +642,7 @@ def pieces(args, folder):
     yield rates("the same", times[:, [0, 2]], count, f"Pillow, at most {apart}/255 apart")
 
     for name in ("toy-ViT",) if args.quick else ("ViT-B/32", "mobilenet_v2"):
-        model, plain = (encoder(name, folder, precision=p) for p in ("auto", "float32"))
+        model, plain = (encoder(args, name, folder, precision=p) for p in ("auto", "float32"))
         small, big = ([torch.randint(256, (n, 3, model.size, model.size), dtype=torch.uint8)] * m for n, m in ((32, 4), (128, 1)))
 
         def encode(model, batches, i):
@@ -631,7 +657,7 @@ def pieces(args, folder):
 
     write_pictures(folder / "decoded/test", count, [(500, 400)], 4, count)
     files = sorted((folder / "decoded").rglob("*.jpg"))
-    cached = encoder("mobilenet_v2", folder).view
+    cached = encoder(args, "mobilenet_v2", folder).view
     times = in_turns(
         args,
         lambda i: load_data(str(folder / "decoded"), union=True).images(cached, ["test"]),
@@ -640,13 +666,63 @@ def pieces(args, folder):
     yield rates("decoding JPEGs of 500 x 400 to 224 px on threads, checked and kept", times, count, "one at a time, not kept")
 
 
+def network_speed(args, folder, name, count):
+    """Rows of one encoder on a GPU: from decoded pixels, bare, and compiled; and the share of what the GPU can do in 16 bits."""
+    model = encoder(args, name, folder)
+    images = load_data(str(folder / "decoded"), union=True).images(model.view, ["test"])["test"]
+    images = images.take(np.arange(len(images)) < count)
+    with FlopCounterMode(display=False) as counter:
+        bare(model, model.frozen, model.batch)
+    compiled = torch.compile(model.frozen) if name in COMPILED else None
+    began = time.perf_counter()
+    works = [lambda i: model.features(images), lambda i: bare(model, model.frozen, count)]
+    if compiled:
+        bare(model, compiled, model.batch)
+        works.append(lambda i: bare(model, compiled, count))
+    spent = time.perf_counter() - began
+    times = in_turns(args, *works, budget=20)
+    what = f"features of {count:,} decoded pictures of {images.pixels.shape[1]} px, {name}, {str(model.dtype)[6:]}"
+    yield rates(what, times[:, :2], count, "the bare forward pass", 0.9)
+    flops = counter.get_total_flops() / model.batch * count / np.median(times[:, :2], 0) / 1e12
+    peak = products_per_second(args) / 1e12
+    ours, theirs = (f"{f:,.0f} TFLOP/s" for f in flops)
+    yield row(f"{name}: its share of {peak:,.0f} TFLOP/s, which large products of matrices reach", ours, f"bare: {theirs}", flops[0] / peak)
+    if compiled:
+        yield rates(f"{what}, beside it compiled in {spent:.0f} s", times[:, [0, 2]], count, "the bare forward pass, compiled")
+
+
+def products_per_second(args):
+    """Floating-point operations a second in products of 8,192 x 8,192 16-bit numbers."""
+    n, times = 64 if args.quick else 8192, []
+    a, b = torch.randn(2, n, n, dtype=torch.bfloat16, device=args.device)
+    for _ in range(12):
+        wait(args.device)
+        began = time.perf_counter()
+        a @ b
+        wait(args.device)
+        times.append(time.perf_counter() - began)
+    return 2 * n**3 / np.median(times[2:])
+
+
+def networks(args, folder):
+    """What encoders of the usual sizes do on a GPU, and what keeps them from doing more."""
+    write_pictures(folder / "decoded/test", 64 if args.quick else 8192, [(256, 256)], 4)
+    plans = dict.fromkeys(("RN101", "ViT-B/32", "resnet101", "mobilenet_v2"), 8192) | {"ViT-L/14": 4096, "efficientnet_b7": 1024}
+    for plan in [("toy-ViT", 64)] if args.quick else plans.items():
+        yield from network_speed(args, folder, *plan)
+
+
 GOALS = {
     "features": features, "large": large, "probe": probe, "few-shot": few, "prompts": choosing, "training": training,
-    "enlarging": enlarging, "start": starting, "growth": growth, "pieces": pieces,
+    "enlarging": enlarging, "start": starting, "growth": growth, "pieces": pieces, "networks": networks,
 }  # fmt: skip
 
 
-def machine():
+ON_GPU = ("features", "large", "probe", "few-shot", "prompts", "training", "enlarging", "networks")
+ON_CPU = tuple(part for part in GOALS if part != "networks")
+
+
+def machine(device):
     """One line on what all of this ran on."""
     name = ""
     with contextlib.suppress(OSError):
@@ -654,6 +730,7 @@ def machine():
     packages = ("torch", "torchvision", "pillow", "timm", "open_clip_torch", "clip_benchmark", "scikit-learn")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     cores = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores of {name or platform.machine()}"
+    cores = f"{torch.cuda.get_device_name()}, {cores}" if device == "cuda" else cores
     return f"{datetime.date.today()}, {cores}, load before {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}"
 
 
@@ -664,17 +741,18 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=GOALS, default=list(GOALS), metavar="PART", help="some of: %(choices)s")
+    parser.add_argument("--only", nargs="+", choices=GOALS, metavar="PART", help="some of: %(choices)s")
+    parser.add_argument("--device", choices=HEADINGS, default="cpu", help="(%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round of next to nothing, to see that it runs (no)")
     parser.add_argument("--long", action="store_true", help="100,000 images too (no)")
     parser.add_argument("--made", type=float, metavar="SECONDS", help="how long `make` took on toy, measured by hand")
-    parser.add_argument("--to", type=Path, metavar="FILE", help=f"rewrite what follows '{HEADING}' in this page (only printed)")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="rewrite the table of this page (only printed)")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    about, rows, failed, argv, began = machine(), [], [], sys.argv, time.perf_counter()
+    about, rows, failed, argv, began = machine(args.device), [], [], sys.argv, time.perf_counter()
     args.until = began + 60 * MINUTES
     print(about, flush=True)
-    for name in args.only:
+    for name in args.only or (ON_GPU if args.device == "cuda" else ON_CPU):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 rows += GOALS[name](args, Path(folder))
@@ -687,8 +765,10 @@ def main():
     held, minutes = [r["held"] for r in rows if r["held"]], (time.perf_counter() - began) / 60
     print(f"{minutes:.1f} min; {held.count('held')} of {len(held)} goals held; not measured: {', '.join(failed) or 'nothing'}")
     if args.to:
-        page = args.to.read_text(encoding="utf-8").partition(HEADING)[0]
-        args.to.write_text(f"{page}{HEADING}\n\n{about}.\n\n{table(rows)}", encoding="utf-8")
+        heading = HEADINGS[args.device]
+        before, _, after = args.to.read_text(encoding="utf-8").partition(heading)
+        after = "".join(after.partition("\n## ")[1:])  # the table of another device
+        args.to.write_text(f"{before}{heading}\n\n{about}.\n\n{table(rows)}{after}", encoding="utf-8")
     raise SystemExit(1 if failed else 0)
 
 

@@ -24,10 +24,12 @@ def one_thread(monkeypatch):
 @pytest.mark.parametrize("part", [part for part in beside.GOALS if part not in ("start", "growth")])
 def test_each_part_runs(part, tmp_path, call):
     page = tmp_path / "speed.md"
-    page.write_text(f"written by hand\n\n{beside.HEADING}\n\nof another day\n")
+    page.write_text(f"written by hand\n\n{beside.HEADINGS['cpu']}\n\nof another day\n\n## By hand, too\n")
     code, out, _ = call(beside.main, "--quick", "--only", part, "--to", page)
     assert code == 0 and "not measured: nothing" in out, out
-    hand, _, measured = page.read_text().partition(beside.HEADING)
+    text = page.read_text()
+    assert text.endswith("\n\n## By hand, too\n")
+    hand, _, measured = page.read_text().partition(beside.HEADINGS["cpu"])
     assert hand == "written by hand\n\n" and "of another day" not in measured
     _, _, *rows = [line for line in measured.splitlines() if line.startswith("|")]
     assert rows and len(rows) == out.count("; ratio ")

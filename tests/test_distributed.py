@@ -112,7 +112,7 @@ def train(stop=None):
         if len(seen) == stop:
             raise SystemExit(3)
         seen.append(0)
-        return torch.cat(common.dealt(lambda i: (net(X[i]).argmax(1) == Y[i]).double(), [[i] for i in range(len(X))])).mean().item()
+        return torch.cat(common.dealt(lambda i: (net(X[i]).argmax(1) == Y[i]).double(), list, [[i] for i in range(len(X))])).mean().item()
 
     legs = half_epochs(lambda rows, epoch: (X[rows], Y[rows], WEIGHTS[rows]), len(X), 14, 2, 0, WEIGHTS)
     history, best = fit(net, torch.optim.AdamW(net.parameters(), 0.01), legs, step, validate, CPU, "c.ckpt", {"lr": 0.01})
@@ -245,7 +245,7 @@ def stopped():
     common._join_ranks()
     while common._RANK and not Path("err0.txt").read_text():
         time.sleep(0.1)
-    common.dealt(torch.ones, range(4))
+    common.dealt(torch.ones, int, range(4))
 
 
 def test_a_rank_that_does_not_answer_ends_the_others(start, tmp_path):

@@ -15,6 +15,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -331,6 +332,80 @@ def test_pixels_in_flight_are_limited(monkeypatch):
         list(pool.map(lambda side: read_rgb("", lambda _: Image.new("RGB", (side, side)), then), sizes))
     assert len(seen) == 12 and sorted(seen)[-1] == 100 * 100 and 40 * 40 < sorted(seen)[-2] <= 3 * 40 * 40
     assert common._FLYING == [0]
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    if sys.platform != "linux":
+        pytest.skip("threads are all there is")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
+
+
+def test_processes_read_as_threads_do(four_cores, tmp_path):
+    """Pictures of several sizes, of which some are broken or gone: the same pixels, and what is wrong is said alike."""
+    rng = np.random.default_rng(0)
+    for i in range(150):
+        side = 20 + i % 3
+        file = tmp_path / f"many/test/{i % 5}/{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(file)
+        if i % 40 == 7:
+            file.write_bytes(file.read_bytes()[: 100 + i])
+    data = common.load_data(str(tmp_path / "many"), union=True)
+    files, made = data.files("test"), []
+    for kind in ("folder", "read by threads"):
+        data.kind = kind
+        places = [tmp_path / f"{kind}{end}" for end in (".npy", "-small.npy", ".json")]
+        common._decode(data, files, common.View(16), *places, "test")
+        made.append([common.image_sizes(data, files), *(place.read_bytes() for place in places)])
+    assert made[0] == made[1] and len(json.loads(made[0][3])[0][0]) == 4
+    readers = [common._spread(lambda i: (i, os.getpid()), range(150), fork) for fork in (True, False)]
+    forked, threads = map(list, readers)
+    assert [i for i, _ in forked] == [i for i, _ in threads] == list(range(150))
+    assert len({pid for _, pid in forked}) == 4 and {pid for _, pid in threads} == {os.getpid()}
+
+
+@pytest.mark.parametrize("accident", ["killed", "wrong"])
+def test_a_process_that_dies_ends_all_with_a_line(four_cores, accident, capfd):
+    def work(i):
+        if i == 70:
+            os.kill(os.getpid(), signal.SIGKILL) if accident == "killed" else [][1]
+        return i
+
+    with pytest.raises(SystemExit) as end:
+        list(common._spread(work, range(200), True))
+    said = capfd.readouterr().err
+    assert end.value.code == 2 and "a process that read pictures has ended" in said
+    assert ("IndexError" in said) == (accident == "wrong")
+    with pytest.raises(ChildProcessError):  # none is left
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_large_pictures_take_turns_between_processes(four_cores):
+    def work(i):
+        with common._room(common._AT_ONCE // 3 if i % 8 < 4 else 10):  # each of the four has some of both
+            began = time.monotonic()
+            time.sleep(0.005)
+            return i % 8 < 4, began, time.monotonic()
+
+    done = sorted(common._spread(work, range(128), True), key=lambda d: d[1])
+    large = [d for d in done if d[0]]
+    assert len(large) == 64 and all(a[2] <= b[1] for a, b in pairwise(large))
+    assert any(a[2] > b[1] for a, b in pairwise(done))
+    assert common._TURN is None
+
+
+def test_processes_do_not_outlive_a_killed_run(tmp_path):
+    program = "import os, time, common\nos.sched_getaffinity = lambda process: range(4)\n"
+    program += "def work(i):\n    time.sleep(.02)\n    return os.getpid()\n"
+    program += "for pid in common._spread(work, range(100_000), True): print(pid, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=path()) as running:
+        family = {int(running.stdout.readline()) for _ in range(8)}
+        running.kill()
+    until = time.time() + 20
+    while any(common._alive(str(pid)) for pid in family) and time.time() < until:
+        time.sleep(0.05)
+    assert len(family) == 4 and not any(common._alive(str(pid)) for pid in family)
 
 
 def test_a_disk_that_fills_is_a_line(world, tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 import toy
 import upsample as sr
 import zero_shot
-from common import _load_images as load_images, hold_out, load_data, native_size, upsample
+from common import _load_images as load_images, _upsample_by_products, hold_out, load_data, native_size, upsample
 
 # ---- networks ---------------------------------------------------------------------------------------------------------
 
@@ -166,6 +166,17 @@ def test_each_adversarial_loss_teaches_its_own_network():
 WANG = {"data_range": 255, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # their SSIM
 
 # ---- measures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("there", "here"), [(32, 64), (100, 224), (100, 400), (400, 100), (31, 224)])
+def test_products_of_matrices_enlarge_as_pillow_does(there, here, mode, dtype):
+    """What a GPU does, on noise, which overshoots more than any picture."""
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, there, there, 3), np.uint8))
+    expected = [np.asarray(Image.fromarray(p).resize((here, here), Image.Resampling[mode.upper()])) for p in x.numpy()]
+    found = _upsample_by_products(x.permute(0, 3, 1, 2), (here, here), mode, dtype)
+    assert found.dtype == torch.uint8 and np.abs(found.permute(0, 2, 3, 1).numpy() - np.int32(expected)).max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 11, 40), (2, 57, 23)])
