@@ -1176,11 +1176,14 @@ class Model:
         def absent():
             return _kept(path, read) is None
 
-        def keep(path, part, held):
-            with held, atomic(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, x=part.numpy())
+        def keep(path, part, x, held):
+            with held:
+                self.finite(part.copy_(x), "features")  # waits for the device
+                if not _RANK:
+                    with atomic(path) as temporary, open(temporary, "wb") as file:
+                        np.savez(file, x=part.numpy())
 
-        # a file for each chunk, so that a run that is cut off loses one at most; written while the next one is made
+        # a file for each chunk, so that a run that is cut off loses one or two; written while the next one is made
         found, kept = torch.empty(len(images), self.width), None
         with progress(None, f"{self.name} features", "img", len(images)) as bar, _threads(1) as writer:
             for start in range(0, len(images), _CHUNK):
@@ -1191,10 +1194,9 @@ class Model:
                     held.enter_context(lock(path))
                     if not from_first_rank(absent):  # a twin has made it
                         continue
-                    self.finite(part.copy_(torch.cat(dealt(encode, pixels, range(start, stop, batch)))), "features")
-                    if not _RANK:
-                        _ = kept and kept.result()
-                        kept = writer.submit(keep, path, part, held.pop_all())
+                    x = torch.cat(dealt(encode, pixels, range(start, stop, batch)))
+                    _ = kept and kept.result()
+                    kept = writer.submit(keep, path, part, x, held.pop_all())
             _ = kept and kept.result()
         if _RANKS > 1:
             dist.broadcast(found, 0)
@@ -1766,6 +1768,7 @@ def _example_pictures(images, predicted, confusions, classes, side=112):
 
 _WARMUP = 0.1  # the share of all steps in which the learning rate rises
 _NORM = 1.0  # longer gradients are cut to this length
+_SMALL = 1 << 16  # bytes that CUDA takes along without waiting, from any memory
 
 
 def snapshot(net):
@@ -1870,7 +1873,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     spent, started, position = history[-1]["seconds"], time.time(), history[-1]["step"]
 
     def fetch(call):
-        return [model.sent(t) for t in call()]
+        return [t.pin_memory() if model.device.type == "cuda" and t.nbytes > _SMALL else t for t in call()]
 
     left = legs[len(history) - 1 :]
     bar = progress(None, f"{model.name} training", "step", steps)
@@ -1885,7 +1888,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
                 torch.manual_seed(hash((seed, position, _RANK)))
             while since < len(batches):
                 (tensors,) = next(ready)
-                tensors = [t.to(model.device) for t in tensors]
+                tensors = [t.to(model.device, non_blocking=True) for t in tensors]
                 share = _learning_rate((position + 0.5) / steps)
                 for group, peak in zip(optimizer.param_groups, peaks):
                     group["lr"] = peak * share

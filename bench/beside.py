@@ -62,7 +62,6 @@ from common import (
 
 REAL = os.environ.get("REAL_DATA")
 PLAIN = "ImageFolder, Pillow, DataLoader(2), float32"
-COMPILED = ("ViT-B/32",)  # also measured by way of torch.compile, which takes its time
 MINUTES = 10  # from then on each part has one round, so that all of it takes no more than a quarter of an hour
 HEADINGS = {"cpu": "## Beside what one would run instead", "cuda": "## The same on a GPU"}
 
@@ -374,7 +373,9 @@ def probe(args, folder):
         fit.fit(*inputs)
         found["theirs"] = fit.scores_.max()
 
-    times = in_turns(args, mine, theirs, rounds=2, budget=100)
+    if args.device == "cuda":
+        mine(0)  # warms up
+    times = in_turns(args, mine, theirs, rounds=either(args, 2, 1), budget=100)
     what = f"linear probe: sweep and refit, {len(y):,} x {width:,}, {classes} classes, drawn; held-out {found['ours']:.4f}"
     yield seconds(what, times, f"scikit-learn's LogisticRegressionCV, same grid and split, {found['theirs']:.4f}", either(args, 5, 50))
 
@@ -413,7 +414,9 @@ def few(args, folder):
                 right += [mine] * (len(seeds) if k >= each else 1)
         found["loop"] = np.mean(right)
 
-    times = in_turns(args, mine, loop, budget=50)
+    if args.device == "cuda":
+        mine(0)  # warms up
+    times = in_turns(args, mine, loop, budget=50, rounds=either(args, 3, 1))
     what = f"few-shot: linear, {len(shots)} numbers of labels x {len(seeds)} draws, {classes} classes, {width:,} wide, drawn; mean accuracy"
     yield seconds(f"{what} {found['linear']:.4f}", times, f"a loop over scikit-learn {found['loop']:.4f}", either(args, 5, 50))
     times = in_turns(args, mine, lambda i: learn(more), rounds=1)
@@ -463,7 +466,7 @@ def train_bare(net, optimizer, x, y, steps, autocast):
 
 def beside_bare(args, folder, data, name, method):
     """(what, times): a step of finetune.py on one encoder, and a bare one."""
-    batch, steps = (4, 1) if args.quick else (32, either(args, 6, 100))
+    batch, steps = (4, 1) if args.quick else (32, either(args, 6, 60))
     command = ["finetune.py", "--data", data, "--model", name, "--weights", random_weights(name, folder), "--method", method]
     command += ["--device", args.device] + ["--act", "quickgelu"] * (name in CLIP and not name.startswith("toy-"))
     sys.argv = [str(part) for part in command]
@@ -500,7 +503,7 @@ def training(args, folder):
     write_pictures(data / "train", 64, [(100, 100)])
     write_pictures(data / "test", 8, [(100, 100)])
     plans = [("toy-RN", "cs"), ("toy-ViT", "cs"), ("mobilenet_v2", "ml"), ("squeezenet1_1", "ml")]
-    plans += either(args, [], [("ViT-B/32", "cs"), ("RN101", "cs"), ("resnet101", "ml")])
+    plans += either(args, [], [("ViT-B/32", "cs"), ("RN101", "cs")])
     for plan in plans[:1] if args.quick else plans:
         with contextlib.redirect_stdout(io.StringIO()):
             what, times = beside_bare(args, folder, data, *plan)
@@ -509,7 +512,7 @@ def training(args, folder):
 
 def enlarging(args, folder):
     """Goal 8: `upsample.py apply` beside the same generator on one image at a time."""
-    count, blocks, width = (2, 1, 8) if args.quick else (either(args, 32, 512), 16, 64)
+    count, blocks, width = (2, 1, 8) if args.quick else (either(args, 32, 256), 16, 64)
     write_pictures(folder / "low/test", count, [(100, 100)], 2, count)
     torch.manual_seed(0)
     net = upsample.Generator(blocks, width)
@@ -667,28 +670,19 @@ def pieces(args, folder):
 
 
 def network_speed(args, folder, name, count):
-    """Rows of one encoder on a GPU: from decoded pixels, bare, and compiled; and the share of what the GPU can do in 16 bits."""
+    """Rows of one encoder on a GPU: from decoded pixels beside bare; and the share of what the GPU can do in 16 bits."""
     model = encoder(args, name, folder)
     images = load_data(str(folder / "decoded"), union=True).images(model.view, ["test"])["test"]
     images = images.take(np.arange(len(images)) < count)
     with FlopCounterMode(display=False) as counter:
         bare(model, model.frozen, model.batch)
-    compiled = torch.compile(model.frozen) if name in COMPILED else None
-    began = time.perf_counter()
-    works = [lambda i: model.features(images), lambda i: bare(model, model.frozen, count)]
-    if compiled:
-        bare(model, compiled, model.batch)
-        works.append(lambda i: bare(model, compiled, count))
-    spent = time.perf_counter() - began
-    times = in_turns(args, *works, budget=20)
+    times = in_turns(args, lambda i: model.features(images), lambda i: bare(model, model.frozen, count), budget=20)
     what = f"features of {count:,} decoded pictures of {images.pixels.shape[1]} px, {name}, {str(model.dtype)[6:]}"
     yield rates(what, times[:, :2], count, "the bare forward pass", 0.9)
     flops = counter.get_total_flops() / model.batch * count / np.median(times[:, :2], 0) / 1e12
     peak = products_per_second(args) / 1e12
     ours, theirs = (f"{f:,.0f} TFLOP/s" for f in flops)
     yield row(f"{name}: its share of {peak:,.0f} TFLOP/s, which large products of matrices reach", ours, f"bare: {theirs}", flops[0] / peak)
-    if compiled:
-        yield rates(f"{what}, beside it compiled in {spent:.0f} s", times[:, [0, 2]], count, "the bare forward pass, compiled")
 
 
 def products_per_second(args):

@@ -228,6 +228,7 @@ def test_record_head_and_predictions_agree(world, call):
     with safe_open("head.safetensors", "pt") as file:
         weight, bias, about = file.get_tensor("head.weight"), file.get_tensor("head.bias"), json.loads(file.metadata()["about"])
     model = load_model("toy-RN", features=about["features"])
+    weight, bias = (t.to(model.device) for t in (weight, bias))
     data, x, y = load_data("tiny"), {}, {}
     for split, name in (("train", "train"), ("test", "top1")):
         x[split], y[split] = model.features(load_images(data, split, model.size))
