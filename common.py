@@ -1768,7 +1768,6 @@ def _example_pictures(images, predicted, confusions, classes, side=112):
 
 _WARMUP = 0.1  # the share of all steps in which the learning rate rises
 _NORM = 1.0  # longer gradients are cut to this length
-_SMALL = 1 << 16  # bytes that CUDA takes along without waiting, from any memory
 
 
 def snapshot(net):
@@ -1873,7 +1872,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     spent, started, position = history[-1]["seconds"], time.time(), history[-1]["step"]
 
     def fetch(call):
-        return [t.pin_memory() if model.device.type == "cuda" and t.nbytes > _SMALL else t for t in call()]
+        return [t.pin_memory() if model.device.type == "cuda" else t for t in call()]
 
     left = legs[len(history) - 1 :]
     bar = progress(None, f"{model.name} training", "step", steps)
@@ -3017,27 +3016,53 @@ class _Turn:
         os.close(self.give)
 
 
-_TURN = None  # in a process that _spread has started
+_TURN = None  # in a process that _by_processes has started
+_ALONE = 0.1  # seconds of work that is not yet spread
 
 
 def _spread(work, items, fork):
-    """work(item) of each item, in order, by threads; or, where they are to `fork`, are many, and the system can, by a process on each core.
+    """work(item) of each item, in order, by threads; or, where they are to `fork` and the system can, by as many processes as pay.
 
-    Threads of Python wait for each other: on 16 cores the header of a small picture took ten times as long as with one thread. A
-    forked process has all that this one has, but what it changes, other than files and mapped memory, it alone will see.
+    Threads of Python wait for each other: two read small pictures more slowly than one. A forked process has all that this one has, but
+    what it changes, other than files and mapped memory, it alone will see.
     """
-    processes = min(len(os.sched_getaffinity(0)), len(items) // 32) if fork and sys.platform == "linux" else 1
-    if processes < 2:
+    if not fork or sys.platform != "linux":
         with _threads() as pool:
             yield from in_order(pool, work, items)
         return
+    took, busy, done = 0.0, 0.0, 0
+    while done < len(items) and (not done or took < _ALONE):
+        began = time.perf_counter(), time.thread_time()
+        result = work(items[done])
+        took, busy, done = took + time.perf_counter() - began[0], busy + time.thread_time() - began[1], done + 1
+        yield result
+    if done == len(items):
+        return
+    # where a disk is waited for, more processes than cores keep these busy; and what is left takes `rest` seconds, a process `start`, and
+    # so p of them are done after p * start + rest / p
+    rest, began = took * (len(items) / done - 1), time.perf_counter()
+    child = _fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    start, cores = time.perf_counter() - began, len(os.sched_getaffinity(0))
+    processes = min(32, round(cores * took / max(busy, 1e-9)), round((rest / start) ** 0.5))
+    yield from _by_processes(work, items[done:], processes) if processes > 1 else map(work, items[done:])
+
+
+def _fork():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a process with threads: the forked one needs none of them
+        return os.fork()
+
+
+def _by_processes(work, items, processes):
+    """work(item) of each item, in order, by so many forked processes."""
     turn, children = _Turn(processes), []
     try:
         for i in range(processes):
             heard, told = os.pipe()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of a process with threads: the forked one needs none of them
-                child = os.fork()
+            child = _fork()
             if not child:
                 _work(work, items[i::processes], turn, told, [heard, *(pipe.fileno() for _, pipe in children)])
             os.close(told)

@@ -335,13 +335,13 @@ def test_pixels_in_flight_are_limited(monkeypatch):
 
 
 @pytest.fixture
-def four_cores(monkeypatch):
+def at_once(monkeypatch):
     if sys.platform != "linux":
         pytest.skip("threads are all there is")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
+    monkeypatch.setattr(common, "_ALONE", 0.0)
 
 
-def test_processes_read_as_threads_do(four_cores, tmp_path):
+def test_processes_read_as_threads_do(at_once, tmp_path):
     """Pictures of several sizes, of which some are broken or gone: the same pixels, and what is wrong is said alike."""
     rng = np.random.default_rng(0)
     for i in range(150):
@@ -359,21 +359,35 @@ def test_processes_read_as_threads_do(four_cores, tmp_path):
         common._decode(data, files, common.View(16), *places, "test")
         made.append([common.image_sizes(data, files), *(place.read_bytes() for place in places)])
     assert made[0] == made[1] and len(json.loads(made[0][3])[0][0]) == 4
-    readers = [common._spread(lambda i: (i, os.getpid()), range(150), fork) for fork in (True, False)]
-    forked, threads = map(list, readers)
-    assert [i for i, _ in forked] == [i for i, _ in threads] == list(range(150))
-    assert len({pid for _, pid in forked}) == 4 and {pid for _, pid in threads} == {os.getpid()}
+
+
+@pytest.mark.parametrize("waits, seconds, least, most", [(True, 0.01, 5, 32), (False, 0.01, 2, 8), (True, 0.0001, 1, 1)])
+def test_as_many_processes_as_pay(at_once, monkeypatch, waits, seconds, least, most):
+    """Of 200 works of 10 ms many more than the four cores, where these only wait; of .1 ms all would be later than without."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
+
+    def work(i):
+        until = time.perf_counter() + seconds
+        if waits:
+            time.sleep(seconds)
+        while time.perf_counter() < until:
+            pass
+        return i, os.getpid()
+
+    forked, threads = (list(common._spread(work, range(200), fork)) for fork in (True, False))
+    assert [i for i, _ in forked] == [i for i, _ in threads] == list(range(200))
+    assert least <= len({pid for _, pid in forked[1:]}) <= most and {pid for _, pid in threads} == {forked[0][1]} == {os.getpid()}
 
 
 @pytest.mark.parametrize("accident", ["killed", "wrong"])
-def test_a_process_that_dies_ends_all_with_a_line(four_cores, accident, capfd):
+def test_a_process_that_dies_ends_all_with_a_line(at_once, accident, capfd):
     def work(i):
         if i == 70:
             os.kill(os.getpid(), signal.SIGKILL) if accident == "killed" else [][1]
         return i
 
     with pytest.raises(SystemExit) as end:
-        list(common._spread(work, range(200), True))
+        list(common._by_processes(work, range(200), 4))
     said = capfd.readouterr().err
     assert end.value.code == 2 and "a process that read pictures has ended" in said
     assert ("IndexError" in said) == (accident == "wrong")
@@ -381,14 +395,14 @@ def test_a_process_that_dies_ends_all_with_a_line(four_cores, accident, capfd):
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_large_pictures_take_turns_between_processes(four_cores):
+def test_large_pictures_take_turns_between_processes(at_once):
     def work(i):
         with common._room(common._AT_ONCE // 3 if i % 8 < 4 else 10):  # each of the four has some of both
             began = time.monotonic()
             time.sleep(0.005)
             return i % 8 < 4, began, time.monotonic()
 
-    done = sorted(common._spread(work, range(128), True), key=lambda d: d[1])
+    done = sorted(common._by_processes(work, range(128), 4), key=lambda d: d[1])
     large = [d for d in done if d[0]]
     assert len(large) == 64 and all(a[2] <= b[1] for a, b in pairwise(large))
     assert any(a[2] > b[1] for a, b in pairwise(done))
@@ -396,9 +410,9 @@ def test_large_pictures_take_turns_between_processes(four_cores):
 
 
 def test_processes_do_not_outlive_a_killed_run(tmp_path):
-    program = "import os, time, common\nos.sched_getaffinity = lambda process: range(4)\n"
+    program = "import os, time, common\n"
     program += "def work(i):\n    time.sleep(.02)\n    return os.getpid()\n"
-    program += "for pid in common._spread(work, range(100_000), True): print(pid, flush=True)"
+    program += "for pid in common._by_processes(work, range(100_000), 4): print(pid, flush=True)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=path()) as running:
         family = {int(running.stdout.readline()) for _ in range(8)}
         running.kill()
