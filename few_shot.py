@@ -26,6 +26,7 @@ FIRM = 300
 ALPHA, BETA = 1.0, 5.5  # of `tip`, its paper's
 ENOUGH = 500  # images to measure one number on
 STEPS = 20  # of the fits that are only compared
+GRADIENT = 1e-4  # a fit ends where no entry of its gradient is larger, as scikit-learn's does
 BLOCK = 2**24  # logits at once
 MEMORY = 2**30  # bytes that all draws of one k may take at once; where they would take more, one draw comes after the other
 
@@ -100,7 +101,7 @@ def logistic(x, y, origin, l2, steps=300, balance=False):
     w.grad = torch.zeros_like(w)
     each = equal_say(y).to(x) if balance else torch.ones_like(x[0, :, 0])
     images, rows = y.expand(len(x), -1)[:, None], max(1, BLOCK // (len(x) * w.shape[1]))
-    optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=GRADIENT, line_search_fn="strong_wolfe")
 
     def closure():
         w.grad.copy_(l2 * (w - origin))
