@@ -92,6 +92,10 @@ UPSAMPLED ?= $(CLIP)
 endif
 endif
 
+ifeq ($(strip $(CLIP) $(IMAGENET)),)
+$(error CLIP= and IMAGENET= are both empty: name an encoder in one of them, or in MODELS=)
+endif
+
 # ViT-B/32, ViT-L/14@336px and mine.py:small as files can be called, from which NAMED finds them again
 GIVEN := $(strip $(CLIP) $(IMAGENET) $(filter-out $(CLIP),$(UPSAMPLED)))
 NAMED := $(join $(addsuffix =,$(subst :,-,$(subst @,-,$(subst /,-,$(GIVEN))))),$(GIVEN))

@@ -3536,7 +3536,8 @@ def _check_name(path, sha256, published=()):
     if any(name == os.path.basename(weights.url) for weights in published):
         told = name.rpartition("-")[2].partition(".")[0]
     if not sha256.startswith(told):
-        fail(f"{path}: damaged, or another file: its SHA-256 is not the {told[:8]}... of its name; delete it, and it is downloaded anew")
+        remedy = "delete it, and it is downloaded anew, or pass it by --weights under another name"
+        fail(f"{path}: damaged, or another file: its SHA-256 is not the {told[:8]}... of its name; {remedy}")
 
 
 def _clip_tokens(captions):
@@ -3598,7 +3599,7 @@ def _load_torchvision(name, path, state, act):
     try:
         return Encoder(*_imagenet_network(name, state), act=act or "")
     except Exception as error:
-        fail(f"--weights {path}: not the weights of {name}: {why(error)}")
+        fail(f"--weights {path}: not the weights of {name}; give the matching --model: {why(error)}")
 
 
 def _encoder_file(name):

@@ -859,7 +859,10 @@ def say_upsampling(study, digits):
     pairs = [(a, b) for a, b in pairs if a and b]
     gaps = {f"{a.model} {a.method}": differ(b.right(), a.right(), a, len(pairs)) for a, b in pairs}
     if not gaps:
-        return ["**SRGAN:** not run."] if study.find("linear_probe") and not [r for r in study.runs if r.upsampling == "SRGAN"] else []
+        how = "" if study.find("finetune") else " (`FINETUNE=1`)"
+        return (
+            [f"**SRGAN:** not run{how}."] if study.find("linear_probe") and not [r for r in study.runs if r.upsampling == "SRGAN"] else []
+        )
     better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
     least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
     word = "helps here" if better > worse else "does not help here" if not better else "helps some and harms others"
@@ -885,6 +888,13 @@ def say_warnings(study, total):
     run = next((run for run in study.runs if run.model), None)
     if run and (few := few_tested(run.arrays["true"], run.record["data"]["classes"])):
         said.append(f"**Warning:** {counted(len(few), 'class')} judged on one or two test images: {some(few)}.")
+    ways = {}  # how encoders were shown pictures that are not square
+    for run in study.runs:
+        if run.model and run.model not in ways.setdefault(way := run.record["args"].get("fit"), [run.model]):
+            ways[way].append(run.model)
+    if len(ways) > 1:
+        told = "; ".join(f"{f'--fit {way}' if way else 'as each has it'}: {some(models)}" for way, models in ways.items())
+        said.append(f"**Warning:** these results are not of one way to make pictures square, and so compare more than encoders ({told}).")
     if total:
         said.append(f"All of this rests on {total:,} test images, which also picked the best: its accuracy is slightly flattered.")
     return said

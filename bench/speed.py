@@ -18,7 +18,7 @@ ROUNDS = 7
 
 
 def measured(file, key, models):
-    """Whether `file` holds the speeds of these models for the same pictures already."""
+    """Whether `file` holds the speeds of these models for the same pictures, shown in the same way, already."""
     if not Path(file).is_file():
         return False
     found = read_json(file)
@@ -36,7 +36,8 @@ def main():
     args = parser.parse_args()
 
     data = load_data(args.data, union=True, label_from=args.label_from)
-    if measured(args.out, data.fingerprint, args.models):
+    key = [data.fingerprint, args.fit]
+    if measured(args.out, key, args.models):
         return print(f"{args.out}: speeds are measured already")
     running = {}
     for name in args.models:
@@ -54,7 +55,7 @@ def main():
             model.encode_image(x).cpu()  # waits for the device
             rates.append(len(x) / (time.perf_counter() - began))
     speeds = {model.name: max(rates) for model, _, rates in running.values()}
-    write_json(args.out, {"key": data.fingerprint, "images_per_second": speeds, "rounds": ROUNDS})
+    write_json(args.out, {"key": key, "images_per_second": speeds, "rounds": ROUNDS})
     print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
 
 

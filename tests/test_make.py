@@ -267,3 +267,8 @@ def test_the_estimate_adds_up_the_encoders_and_what_finetune_would_add(world, ca
     rows = out.splitlines()[1:-1]
     assert "FINETUNE" not in out and not err and [row.split()[0] for row in rows] == ["the", "toy-RN", "toy-imagenet", "SRGAN"]
     assert durations(rows[1])[0] > durations(rows[2])[0] and durations(rows[3])[0] > 0
+
+
+def test_no_encoder_at_all_is_said():
+    done = subprocess.run(["make", "-n", "all", "DATA=x", "CLIP=", "IMAGENET="], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "CLIP= and IMAGENET= are both empty" in done.stderr

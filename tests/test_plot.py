@@ -606,7 +606,19 @@ def test_frozen_features_alone_make_a_study(woods):
     names = "summary few_shot prompts confusions calibration zero_shot-m-clip"
     assert set(drawn) == {f"{name}.png" for name in names.split()} and len(lacking) == 4
     said = "\n".join(plot.advise(study(woods))[0])
-    assert "**Fine-tuning:** not run (`FINETUNE=1`)." in said and "**SRGAN:** not run." in said and not plot.missing(study(woods))
+    assert (
+        "**Fine-tuning:** not run (`FINETUNE=1`)." in said
+        and "**SRGAN:** not run (`FINETUNE=1`)." in said
+        and not plot.missing(study(woods))
+    )
+
+
+def test_encoders_that_were_shown_pictures_in_different_ways_are_not_compared_in_silence(woods):
+    assert "to make pictures square" not in "\n".join(plot.advise(study(woods))[0])
+    for file in woods.glob("*/*/m-clip*.json"):
+        changed(file, '"args": {', '"args": {"fit": "squash", ')
+    said = "\n".join(plot.advise(study(woods))[0])
+    assert "--fit squash: m-clip" in said and "as each has it: " in said
 
 
 def test_the_page_is_written_whole_and_over_no_other_file(woods, tmp_path, monkeypatch, call):
