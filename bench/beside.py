@@ -667,7 +667,7 @@ def pieces(args, folder):
         lambda i: load_data(str(folder / "decoded"), union=True).images(cached, ["test"]),
         lambda i: [read_image(f, cached) for f in files],
     )
-    yield rates("decoding JPEGs of 500 x 400 to 224 px on threads, checked and kept", times, count, "one at a time, not kept")
+    yield rates("decoding JPEGs of 500 x 400 to 224 px by processes, checked and kept", times, count, "one at a time, not kept")
 
 
 def network_speed(args, folder, name, count):

@@ -21,7 +21,7 @@ from prompts import POOL
 
 # counted and timed in runs on 12 and 100 sports, birds, simpsons, fruits360 and toy pictures, on a CPU
 EVALUATIONS = 70  # of the loss in the sweep of a probe, times the root of the images a class: 50 to 76, of simpsons 13 (mobilenet_v2)
-FEW_SHOT = 0.9  # of the time of a sweep takes few_shot.py, with captions three times as long: .4 to 2.4, of simpsons 6
+FEW_SHOT = 0.9  # of the time of a sweep takes few_shot.py, with captions three times as long: .2 to 1.1 (mobilenet_v2)
 CHOOSING = 5  # times that prompts.py goes over its templates: 3 and 4 with those of the toys
 STEP = 5  # passes that a step of finetune.py costs: toy-ViT 2.9, toy-RN 5.0, squeezenet1_1 3.8, mobilenet_v2 6 to 7
 FROZEN = 2  # and one that trains the head only: toy-ViT 1.4, toy-RN 2.2
