@@ -1847,6 +1847,8 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     Returns (history, best): a row before and after each leg, and the snapshot with the highest score, of equals the
     earliest. `train` is the mean score of a leg's batches; `busy` the seconds of its steps and all before, without validation.
     """
+    if model.device.type == "cuda":  # gradients of cuDNN's attention can be NaN: pytorch issue 196678; cudnn-frontend 1072, of one query
+        torch.backends.cuda.enable_cudnn_sdp(False)
     # 16-bit floats need their loss scaled; bf16 and float32 do not, and then the scaler does nothing
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     peaks = [group["lr"] for group in optimizer.param_groups]
