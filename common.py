@@ -3116,7 +3116,7 @@ def _heard(pipe):
     """An iterator over the next list of a pipe, which is not empty; fails where the process behind it has died."""
     try:
         return iter(pickle.load(pipe))
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):
         fail("a process that read pictures has ended, killed perhaps because there is too little memory; nothing is lost, run it again")
 
 

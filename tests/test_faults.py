@@ -393,6 +393,8 @@ def test_a_process_that_dies_ends_all_with_a_line(at_once, accident, capfd):
     assert ("IndexError" in said) == (accident == "wrong")
     with pytest.raises(ChildProcessError):  # none is left
         os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(SystemExit):  # as it was writing
+        common._heard(io.BytesIO(pickle.dumps([work(0)] * 100)[:50]))
 
 
 def test_large_pictures_take_turns_between_processes(at_once):
