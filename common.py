@@ -431,7 +431,8 @@ def _kept_or_made(path, read, make):
         with lock(path):
             if (found := _kept(path, read)) is None:  # still, when a twin may have made it
                 make()
-                found = read(path)
+        if found is None:  # after the lock, whose name a run that is killed here would leave behind
+            found = read(path)
     return found
 
 
