@@ -11,7 +11,7 @@ A script calls these, in about this order. What starts with _ can wait.
     images[rows], .batches(n)         uint8 (B, 3, S, S). len(images), .labels, .paths, .clusters, .take(mask), .block(seed)
     model.features(images) -> x, y    float32 (N, D) and int64 (N,) on the device, cached; model.centre_and_spread(x)
     model.classifier(words, templates)        class embeddings (C, E) of CLIP; model.embed(captions)
-    model.encode_image(x), .inputs(x), .normalise(x), .autocast()     what training and restoring take apart
+    model.encode_image(x), .inputs(x), .normalise(x), .autocast(), .sent(x)     what training and restoring take apart
     evaluate(logits, labels, classes)         accuracies, their intervals, confusions, under the same names in every script
     report(args, data, model, images, metrics, method, logits)        prints them; --out writes the record and its table rows
     fit(net, optimizer, legs, step, validate, model)                  trains and never loses a run; with half_epochs,
@@ -86,7 +86,7 @@ import types
 import warnings
 import zipfile
 import zlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -810,6 +810,11 @@ class Data:
     templates: list = field(default_factory=list)  # captions with {} for the class, of --prompts
     chosen_with: int = 0  # labelled images that chose these
 
+    @property
+    def loose(self):
+        """Whether each picture is a file of its own, which any process can open."""
+        return self.kind in ("folder", "csv")
+
     def files(self, split):
         """The list of a split. Fails where it is empty."""
         if not self.splits.get(split):
@@ -977,7 +982,7 @@ def hold_out(images, seed):
 
 # ---- models -----------------------------------------------------------------------------------------------------
 
-_CHUNK = 2048  # images per cache file: what an interrupted run loses at most
+_CHUNK = 2048  # images per cache file: an interrupted run loses that which is made, a killed one perhaps that which is written too
 _NO_LIMIT = 2**31
 
 
@@ -1184,7 +1189,7 @@ class Model:
                     with atomic(path) as temporary, open(temporary, "wb") as file:
                         np.savez(file, x=part.numpy())
 
-        # a file for each chunk, so that a run that is cut off loses one or two; written while the next one is made
+        # a file for each chunk, so that a run that is cut off loses little; written while the next one is made
         found, kept = torch.empty(len(images), self.width), None
         with progress(None, f"{self.name} features", "img", len(images)) as bar, _threads(1) as writer:
             for start in range(0, len(images), _CHUNK):
@@ -1196,9 +1201,11 @@ class Model:
                     if not from_first_rank(absent):  # a twin has made it
                         continue
                     x = torch.cat(dealt(encode, pixels, range(start, stop, batch)))
-                    _ = kept and kept.result()
+                    if kept:
+                        kept.result()
                     kept = writer.submit(keep, path, part, x, held.pop_all())
-            _ = kept and kept.result()
+            if kept:
+                kept.result()
         if _RANKS > 1:
             dist.broadcast(found, 0)
         return found.to(self.device), images.labels.to(self.device)
@@ -1874,7 +1881,7 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
         history, best = [first], snapshot(net)
     spent, started, position = history[-1]["seconds"], time.time(), history[-1]["step"]
 
-    def fetch(call):
+    def fetch(call):  # not `sent`, for which a small network's steps have to wait: threads take turns
         return [t.pin_memory() if model.device.type == "cuda" else t for t in call()]
 
     left = legs[len(history) - 1 :]
@@ -3070,13 +3077,12 @@ def _by_processes(work, items, processes):
                 _work(work, items[i::processes], turn, told, [heard, *(pipe.fileno() for _, pipe in children)])
             os.close(told)
             children.append((child, open(heard, "rb")))  # noqa: SIM115
-        lists = [iter(()) for _ in children]
+        lists = [deque() for _ in children]
         for i in range(len(items)):
-            which, end = i % processes, object()
-            if (done := next(lists[which], end)) is end:
-                lists[which] = _heard(children[which][1])
-                done = next(lists[which])
-            yield done
+            mine = lists[i % processes]
+            if not mine:
+                mine.extend(_heard(children[i % processes][1]))
+            yield mine.popleft()
     finally:
         for child, pipe in children:
             os.kill(child, signal.SIGKILL)
@@ -3114,9 +3120,9 @@ def _work(work, items, turn, told, others):
 
 
 def _heard(pipe):
-    """An iterator over the next list of a pipe, which is not empty; fails where the process behind it has died."""
+    """The next list of a pipe; fails where the process behind it has died."""
     try:
-        return iter(pickle.load(pipe))
+        return pickle.load(pipe)
     except (EOFError, pickle.UnpicklingError):
         fail("a process that read pictures has ended, killed perhaps because there is too little memory; nothing is lost, run it again")
 
@@ -3131,7 +3137,7 @@ def image_sizes(data, files):
         except Exception:
             return None
 
-    return list(progress(_spread(size, files, data.kind in ("folder", "csv")), "headers", "img", len(files)))
+    return list(progress(_spread(size, files, data.loose), "headers", "img", len(files)))
 
 
 def native_size(sizes):
@@ -3176,7 +3182,7 @@ def _load_images(data, split, size):
     files = data.files(split)
     # no labels; and whether a file has changed behind an unchanged size and time, as `cp -p` and archives may leave them
     try:
-        changed = [os.stat(data.root / row[0]).st_ctime_ns for row in files] if data.kind in ("folder", "csv") else []
+        changed = [os.stat(data.root / row[0]).st_ctime_ns for row in files] if data.loose else []
     except OSError as error:
         fail(f"{error.filename}: {why(error)}")
     listing = [*data.key, *(row[:3] for row in files), changed]
@@ -3266,7 +3272,7 @@ def _decode(data, files, view, path, small, meta, what):
             except Exception as error:
                 return i, why(error)
 
-        decoded = _spread(decode, range(len(files)), data.kind in ("folder", "csv"))
+        decoded = _spread(decode, range(len(files)), data.loose)
         for wrong in progress(decoded, f"decoding {what}", "img", len(files)):
             if wrong:
                 (unread if wrong[0] is None else reasons).append(wrong)

@@ -859,10 +859,8 @@ def say_upsampling(study, digits):
     pairs = [(a, b) for a, b in pairs if a and b]
     gaps = {f"{a.model} {a.method}": differ(b.right(), a.right(), a, len(pairs)) for a, b in pairs}
     if not gaps:
-        how = "" if study.find("finetune") else " (`FINETUNE=1`)"
-        return (
-            [f"**SRGAN:** not run{how}."] if study.find("linear_probe") and not [r for r in study.runs if r.upsampling == "SRGAN"] else []
-        )
+        how, tried = "" if study.find("finetune") else " (`FINETUNE=1`)", any(run.upsampling == "SRGAN" for run in study.runs)
+        return [f"**SRGAN:** not run{how}."] if study.find("linear_probe") and not tried else []
     better, worse = sum(low > 0 for _, low, _ in gaps.values()), sum(high < 0 for *_, high in gaps.values())
     least, most = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
     word = "helps here" if better > worse else "does not help here" if not better else "helps some and harms others"
@@ -888,10 +886,8 @@ def say_warnings(study, total):
     run = next((run for run in study.runs if run.model), None)
     if run and (few := few_tested(run.arrays["true"], run.record["data"]["classes"])):
         said.append(f"**Warning:** {counted(len(few), 'class')} judged on one or two test images: {some(few)}.")
-    ways = {}  # how encoders were shown pictures that are not square
-    for run in study.runs:
-        if run.model and run.model not in ways.setdefault(way := run.record["args"].get("fit"), [run.model]):
-            ways[way].append(run.model)
+    fits = {run.model: run.record["args"].get("fit") for run in study.runs if run.model}  # of a model all runs have the same
+    ways = {way: [model for model, fit in fits.items() if fit == way] for way in fits.values()}
     if len(ways) > 1:
         told = "; ".join(f"{f'--fit {way}' if way else 'as each has it'}: {some(models)}" for way, models in ways.items())
         said.append(f"**Warning:** these results are not of one way to make pictures square, and so compare more than encoders ({told}).")

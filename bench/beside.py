@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -102,13 +103,15 @@ def wait(device):
 def row(what, ours, beside, ratio, goal="", better=max, rounds=1):
     """One line of the table; `goal` is what the ratio should reach (better=max) or not exceed (min)."""
     held = "" if goal == "" else "held" if better(ratio, goal) == ratio else "not held"
+    away = round if goal == "" else math.floor if better is max else math.ceil  # or .949 would be an .95 that does not reach .95
+    shown = f"{away(round(100 * ratio, 6)) / 100:.2f}"
     goal = goal and f"{'≥' if better is max else '≤'} {goal:g}"
-    print(f"{what}: {ours}; {beside}; ratio {ratio:.2f}" + (goal and f", {goal}: {held}"), flush=True)
-    return {"what": what, "ours": ours, "beside": beside, "rounds": rounds, "ratio": f"{ratio:.2f}", "goal": goal, "held": held}
+    print(f"{what}: {ours}; {beside}; ratio {shown}" + (goal and f", {goal}: {held}"), flush=True)
+    return {"what": what, "ours": ours, "beside": beside, "rounds": rounds, "ratio": shown, "goal": goal, "held": held}
 
 
 def either(args, cpu, gpu):
-    """The goal on this device."""
+    """What holds on this device, such as a goal."""
     return gpu if args.device == "cuda" else cpu
 
 
@@ -193,16 +196,16 @@ def encoder(args, name, folder, **options):
 # ---- features -----------------------------------------------------------------------------------------------------------
 
 
-def folder_loader(root, model, workers=2):
-    """ImageFolder, Pillow, batches of 64, as one writes it oneself."""
+def folder_loader(root, model):
+    """ImageFolder, Pillow, two workers, batches of 64, as one writes it oneself."""
     view = model.view
     steps = [T.Resize(view.short, T.InterpolationMode(view.interpolation)), T.CenterCrop(view.size), T.ToTensor()]
-    return DataLoader(ImageFolder(root, T.Compose([*steps, T.Normalize(model.mean, model.std)])), 64, num_workers=workers)
+    return DataLoader(ImageFolder(root, T.Compose([*steps, T.Normalize(model.mean, model.std)])), 64, num_workers=2)
 
 
-def folder_loop(root, model, encode, workers=2):
+def folder_loop(root, model, encode):
     with torch.no_grad():
-        return torch.cat([encode(x.to(model.device)) for x, _ in folder_loader(root, model, workers)])
+        return torch.cat([encode(x.to(model.device)) for x, _ in folder_loader(root, model)])
 
 
 def open_clip_network(name, file):

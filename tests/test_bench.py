@@ -29,7 +29,7 @@ def test_each_part_runs(part, tmp_path, call):
     assert code == 0 and "not measured: nothing" in out, out
     text = page.read_text()
     assert text.endswith("\n\n## By hand, too\n")
-    hand, _, measured = page.read_text().partition(beside.HEADINGS["cpu"])
+    hand, _, measured = text.partition(beside.HEADINGS["cpu"])
     assert hand == "written by hand\n\n" and "of another day" not in measured
     _, _, *rows = [line for line in measured.splitlines() if line.startswith("|")]
     assert rows and len(rows) == out.count("; ratio ")
@@ -38,6 +38,21 @@ def test_each_part_runs(part, tmp_path, call):
         assert int(rounds) >= 1 and float(ratio) > 0
         wanted = float(goal[2:] or 0)
         assert held == ("" if not goal else "held" if (float(ratio) >= wanted) == (goal[0] == "≥") else "not held"), row
+
+
+@pytest.mark.parametrize(
+    "ratio, goal, better, shown, held",
+    [
+        (0.949, 0.95, max, "0.94", "not held"),
+        (0.95, 0.95, max, "0.95", "held"),
+        (1.104, 1.1, min, "1.11", "not held"),
+        (1.1, 1.1, min, "1.10", "held"),
+        (2.996, "", max, "3.00", ""),
+    ],
+)
+def test_a_ratio_is_not_rounded_towards_its_goal(ratio, goal, better, shown, held):
+    row = beside.row("this", "a", "b", ratio, goal, better)
+    assert (row["ratio"], row["held"]) == (shown, held)
 
 
 def test_a_part_that_fails_is_named_and_the_others_are_measured(call, monkeypatch):

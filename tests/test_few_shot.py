@@ -14,7 +14,7 @@ import few_shot
 import prompts
 import zero_shot
 from common import _load_images as load_images, load_data
-from few_shot import calibrate, class_mean, draw, linear, parts, pulled, right_or_wrong, text_init, tip
+from few_shot import GRADIENT, calibrate, class_mean, draw, linear, parts, pulled, right_or_wrong, text_init, tip
 
 LABELS = np.repeat(np.arange(4), [9, 3, 20, 6])
 
@@ -59,10 +59,9 @@ def problem():
 
 
 @pytest.fixture(autouse=True)
-def exact(request, monkeypatch):
+def exact(monkeypatch):
     """What is to be equal is compared at its end, not where a fit is given up."""
-    if "default" not in request.node.name:
-        monkeypatch.setattr(few_shot, "GRADIENT", 1e-5)
+    monkeypatch.setattr(few_shot, "GRADIENT", 1e-5)
 
 
 def solve(name, x, y, x_test, z):
@@ -244,20 +243,18 @@ def test_tip_is_its_formula_and_with_a_large_beta_the_nearest_neighbour(problem)
     assert torch.allclose(tip(x, y, z, 20.0, alpha=0.0)(x_test), 20 * x_test @ z.T)
 
 
-def test_by_default_a_fit_ends_where_its_gradient_is_small(problem):
+def test_by_default_a_fit_ends_where_its_gradient_is_small(problem, monkeypatch):
     """By autograd, and not much later; and it names images as the exact one does."""
     x, y, x_test, _, _ = problem
     x, x_test = (few_shot.standardise(t, x.mean(1, keepdim=True)) for t in (x, x_test))
+    monkeypatch.setattr(few_shot, "GRADIENT", GRADIENT)
     w = few_shot.logistic(x, y, x.new_zeros(5, 41, 6), 1e-3).requires_grad_()
     loss = sum(F.cross_entropy(part @ v, y) for part, v in zip(x, w)) + 1e-3 / 2 * w.square().sum()
     loss.backward()
     # in the span of the images, whose basis is orthonormal, no gradient is longer than in the whole by the root of its 18 dimensions
-    assert 1e-5 < w.grad.abs().max() < 18**0.5 * few_shot.GRADIENT == 18**0.5 * 1e-4
-    few_shot.GRADIENT, default = 1e-7, few_shot.GRADIENT
-    try:
-        exact = few_shot.logistic(x, y, x.new_zeros(5, 41, 6), 1e-3)
-    finally:
-        few_shot.GRADIENT = default
+    assert 1e-5 < w.grad.abs().max() < 18**0.5 * GRADIENT == 18**0.5 * 1e-4
+    monkeypatch.setattr(few_shot, "GRADIENT", 1e-7)
+    exact = few_shot.logistic(x, y, x.new_zeros(5, 41, 6), 1e-3)
     assert ((x_test @ w).argmax(2) == (x_test @ exact).argmax(2)).double().mean() > 0.99
 
 

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from common import pick_device
+
 sys.path.insert(0, str(ROOT / "bench"))
 import estimate
 import stamp
@@ -231,7 +233,7 @@ def test_the_stamp_changes_with_what_results_depend_on_and_nothing_else(world, c
 def test_the_estimate_counts_what_is_still_to_do(world, call):
     runs = [f"results/{run}/tiny/toy-RN.json" for run in ("linear_probe", "few_shot", "zero_shot")]
     code, out, _ = call(estimate.main, "--data", "tiny", "--runs", *runs)
-    assert code == 0 and "tiny: 64 images, 3 runs to do on " in out and "; with FINETUNE=1 " in out
+    assert code == 0 and f"tiny: 64 images, 3 runs to do on {pick_device()[0]}" in out and "; with FINETUNE=1 " in out
     for run in runs:
         (world / run).parent.mkdir(parents=True)
         (world / run).touch()
