@@ -16,7 +16,7 @@ Copy this file and common.py to use it elsewhere.
 import argparse
 import math
 
-from common import F, add_flags, at_least, counted, evaluate, first_rank_goes_on, load, np, progress, report, torch
+from common import F, add_flags, at_least, counted, evaluate, first_rank_goes_on, load, np, product, progress, report, torch
 
 L2 = 1e-4  # of `linear`: held-out accuracy at most .025 below that of the best of 1e-2 ... 1e-7, for each k from 1 to 16
 # (share, firmness) that `text_init` chooses from: weights start at share * captions; firmness 0 pulls them there by L2 alone, 1 by up
@@ -98,19 +98,18 @@ def logistic(x, y, origin, l2, steps=300, balance=False):
         x, origin = x @ basis, basis.transpose(1, 2) @ origin
     origin = origin.transpose(1, 2).contiguous()  # (S, C, D): with images last, products take three quarters of the time
     w = origin.clone()
-    w.grad = torch.zeros_like(w)
     each = equal_say(y).to(x) if balance else torch.ones_like(x[0, :, 0])
     images, rows = y.expand(len(x), -1)[:, None], max(1, BLOCK // (len(x) * w.shape[1]))
     optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=10, tolerance_grad=GRADIENT, line_search_fn="strong_wolfe")
 
     def closure():
-        w.grad.copy_(l2 * (w - origin))
+        w.grad = l2 * (w - origin)
         value = (l2 / 2 * (w - origin).square()).sum()
         for x_rows, y_rows, say in zip(x.split(rows, 1), images.split(rows, 2), each.split(rows)):
-            p = (w @ x_rows.transpose(1, 2)).log_softmax(1)
+            p = product(w, x_rows.transpose(1, 2)).log_softmax(1)
             value -= (p.gather(1, y_rows) * say).sum() / len(y)
             p = p.exp_().scatter_add_(1, y_rows, p.new_full(y_rows.shape, -1)).mul_(say)
-            w.grad.baddbmm_(p, x_rows, alpha=1 / len(y))
+            w.grad = product(p, x_rows, w.grad, 1 / len(y))
         return value
 
     optimiser.step(closure)

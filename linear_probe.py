@@ -31,6 +31,7 @@ from common import (
     measure_calibration,
     natural,
     np,
+    product,
     progress,
     report,
     save_weights,
@@ -70,12 +71,12 @@ def loss_and_gradient(x, y, l2, weight, bias, each=None):
     rows = max(1, BLOCK // len(bias))
     each = torch.ones_like(x[:, 0]) if each is None else each.to(x)
     for part, labels, say in zip(x.split(rows), y.split(rows), each.split(rows)):
-        error = torch.addmm(bias[:, None], weight, part.T).log_softmax(0)  # (C, rows), which is the faster way round
+        error = product(weight, part.T, bias[:, None]).log_softmax(0)  # (C, rows), which is the faster way round
         own = labels, torch.arange(len(labels), device=y.device)
         loss -= (error[own] * say).sum() / len(y)
         error.exp_()[own] -= 1
         error *= say
-        to_weight.addmm_(error, part, alpha=1 / len(y))
+        to_weight = product(error, part, to_weight, 1 / len(y))
         to_bias += error.sum(1) / len(y)
     return loss, to_weight, to_bias
 

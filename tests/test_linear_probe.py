@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import clip
 import numpy as np
@@ -13,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
+import common
 import linear_probe
-from common import _load_images as load_images, load_data, load_model, read_weights
+from common import _load_images as load_images, load_data, load_model, product, read_weights
 from linear_probe import accuracy, class_means, equal_classes, logistic_regression, loss_and_gradient, sweep
 
 
@@ -62,7 +64,7 @@ def test_loss_and_gradient_are_those_of_autograd_however_the_images_are_cut(blob
 def test_loss_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(linear_probe, "BLOCK", 1000)
     largest, real = [], torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *args: largest.append(real(*args).numel()) or real(*args))
+    monkeypatch.setattr(torch, "addmm", lambda *args, **scale: largest.append(real(*args).numel()) or real(*args, **scale))
     x, y, weight, bias = torch.randn(300, 8), torch.arange(300) % 50, torch.zeros(50, 8), torch.zeros(50)
     logistic_regression(x, y, 0.1, weight, bias, steps=3)
     accuracy(x, y, weight, bias)
@@ -322,6 +324,34 @@ def test_near_copies_are_a_property_of_the_data(world, call):
     record, out = probe(call, "--data", "./own")
     assert record["metrics"]["near_copies"] == 0.5 and record["metrics"]["test_without_near_copies"] is None
     assert "too few left   20 images" in out
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,)])
+def test_products_of_large_matrices_are_exact_and_leave_torch_as_it_was(batch):
+    rng = torch.Generator().manual_seed(0)
+    a, b, plus = (torch.randn(*batch, *shape, generator=rng) for shape in ((95, 700), (500, 700), (95, 500)))
+    b, before = b.transpose(-1, -2), getattr(torch.backends.mkldnn, "matmul", None)
+    setting = before and before.fp32_precision
+    assert a.numel() * b.shape[-1] > common._LARGE
+    for found, exact in [
+        (product(a, b), a.double() @ b.double()),
+        (product(a, b, plus, 0.5), plus.double() + 0.5 * a.double() @ b.double()),
+    ]:
+        assert found.dtype == torch.float32 and found.shape == exact.shape
+        assert (found - exact).abs().max() < 5e-4  # of sums of 700 products; rounded to 16 bits they are .5 off
+    with pytest.raises(RuntimeError):
+        product(a, b.transpose(-1, -2))
+    assert not before or before.fp32_precision == setting
+
+
+def test_products_that_would_be_rounded_are_not_asked_for(monkeypatch):
+    monkeypatch.setattr(common, "_elsewhere", lambda: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(common, "_exact_elsewhere", common._exact_elsewhere.__wrapped__)
+    assert not common._exact_elsewhere()
+    a = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    assert product(a, a).equal(a @ a)
+    monkeypatch.setattr(common, "_elsewhere", nullcontext)
+    assert not hasattr(torch.backends.mkldnn, "matmul") or common._exact_elsewhere()
 
 
 def test_bad_input_is_one_line(world, call):

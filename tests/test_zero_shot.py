@@ -211,7 +211,7 @@ def test_the_grid_is_as_high_as_what_it_shows(tmp_path):
     heights = [len(grid(tmp_path / "g.png", names)) for names in (["a"], ["a"] * 4, ["a" * 40] * 4, ["a"] * 5)]
     assert heights[0] == heights[1] < heights[2] < heights[3]
     ink = (grid(tmp_path / "g.png", ["the great northern diver of farther seas"] * 3) < 255).any(1)
-    assert ink[4:16].any() and not ink[17:23].any()  # white between the title and four lines of caption
+    assert ink[5:20].any() and not ink[24:35].any()  # white between the title and four lines of caption
     assert not np.array_equal(grid(tmp_path / "g.png", ["a"], "wood"), grid(tmp_path / "g.png", ["a"], "moor"))
 
 
