@@ -73,6 +73,13 @@ JOBS ?= 1
 ifneq ($(JOBS),1)
 SIDE_BY_SIDE = OMP_NUM_THREADS=1 # a space
 TURNS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS) $(if $(filter output-sync,$(.FEATURES)),--output-sync=target))
+# small runs are forks of a process that has imported torch: not of those that are only shown (-n), nor by a make that is too old
+ifeq ($(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS))))$(word 2,$(PYTHON)),)
+ifneq ($(filter output-sync,$(.FEATURES)),)
+WARM  = $(PYTHON) bench/warm.py --while # a space
+FORKS = SHELL=$(PYTHON) .SHELLFLAGS=bench/warm.py
+endif
+endif
 endif
 
 # what no split may cut, a regular expression or a .csv file (--groups); the loss of accuracy that does not matter
@@ -155,7 +162,7 @@ all: | $(ENV) $(WORLD)
 ifneq ($(NAME),toy)
 	$(PYTHON) bench/estimate.py --data $(DATA)$(LABELS) --stamp $(STAMP) --models $(GIVEN) --runs $(RUNS)
 endif
-	-$(SIDE_BY_SIDE)$(MAKE) --no-print-directory --keep-going $(TURNS) study
+	-$(SIDE_BY_SIDE)$(WARM)$(MAKE) --no-print-directory --keep-going $(TURNS) study $(FORKS)
 	-$(PYTHON) bench/speed.py --data $(DATA)$(LABELS)$(if $(FIT), --fit $(FIT)) --models $(GIVEN) --out results/$(NAME).speed.json
 	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
 

@@ -40,6 +40,7 @@ And these, where they are needed:
     product(a, b)                     a @ b of large matrices, by whichever library is faster and as exact
     draw_pictures, wrap, natural      a sheet of pictures under their names; 2.jpg before 10.jpg
     model_name, spelled, input_size, pick_device, CLIP        names of models, their table, and hardware
+    part_of_clip, clip_tokens, CLIP_COLOURS           networks and tokens of the package clip, and the mean and std of its pictures
     Encoder, View                     what a FILE.py for --model makes (docs/encoders.md), and how pictures become its input
     Data, Images, Model, FORMAT       what these make, and the number of what they write
     np, torch, nn, F, torchvision, Image, ImageOps    modules that are imported when they are first used, so that --help is quick
@@ -3451,7 +3452,7 @@ CLIP = {
 }
 _HEAD = "head.weight", "head.bias", "head.logit_scale"  # tensors that finetune.py saves beside those of the network
 # mean and std of its pictures, and SHA-256 of OpenAI's own files
-_CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _OPENAI = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
     "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599": "RN101",
@@ -3466,7 +3467,7 @@ _OPENAI = {
 
 
 @cache
-def _part_of_clip(name):
+def part_of_clip(name):
     """model.py or simple_tokenizer.py of the package clip, whose own code would import torchvision."""
     name = f"clip.{name}"
     if name not in sys.modules:
@@ -3599,7 +3600,7 @@ def _check_name(path, sha256, published=()):
         fail(f"{path}: damaged, or another file: its SHA-256 is not the {told[:8]}... of its name; {remedy}")
 
 
-def _clip_tokens(captions):
+def clip_tokens(captions):
     """Tokens (B, T), T <= 77, of captions for CLIP; longer ones are cut, keeping end-of-text, with a note."""
     tokenizer = _clip_tokenizer()
     start, end = (tokenizer.encoder[f"<|{what}oftext|>"] for what in ("start", "end"))
@@ -3614,7 +3615,7 @@ def _clip_tokens(captions):
 
 @cache
 def _clip_tokenizer():
-    return _part_of_clip("simple_tokenizer").SimpleTokenizer()  # reads a file of 262,000 lines
+    return part_of_clip("simple_tokenizer").SimpleTokenizer()  # reads a file of 262,000 lines
 
 
 def note_cut(captions, lengths, most):
@@ -3630,14 +3631,14 @@ def _load_clip(name, path, state, act, known):
         fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     try:
-        net = _part_of_clip("model").build_model(dict(state)).float()
+        net = part_of_clip("model").build_model(dict(state)).float()
         net.load_state_dict(state)  # once more, because build_model rounds through float16
     except Exception as error:  # whatever it is that these tensors make it raise
         fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
 
     # whether that is the network of this name
     v, width = net.visual, net.text_projection.shape[1]
-    if resnet := isinstance(v, _part_of_clip("model").ModifiedResNet):
+    if resnet := isinstance(v, part_of_clip("model").ModifiedResNet):
         layers = tuple(len(getattr(v, f"layer{i}")) for i in (1, 2, 3, 4))
         found = (width, v.input_resolution, layers, state["visual.layer1.0.conv1.weight"].shape[0], None)
     else:
@@ -3646,11 +3647,11 @@ def _load_clip(name, path, state, act, known):
         other = next((n for n, (_, shape) in CLIP.items() if shape == found), f"shape {found}")
         fail(f"--weights {path}: holds another network: {other}; give the matching --model")
     if act == "gelu":
-        for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), _part_of_clip("model").QuickGELU)]:
+        for block in [m for m in net.modules() if isinstance(getattr(m, "gelu", None), part_of_clip("model").QuickGELU)]:
             block.gelu = nn.GELU()
     projection = "attnpool.c_proj" if resnet else "proj"
-    seen = v, v.input_resolution, *_CLIP_COLOURS, width
-    return Encoder(*seen, net.encode_text, _clip_tokens, net.logit_scale, 0.0, net, projection, act or "")
+    seen = v, v.input_resolution, *CLIP_COLOURS, width
+    return Encoder(*seen, net.encode_text, clip_tokens, net.logit_scale, 0.0, net, projection, act or "")
 
 
 def _load_torchvision(name, path, state, act):
@@ -3794,9 +3795,9 @@ def _imagenet_network(name, state):
         layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
         width = state["layer1.0.conv1.weight"].shape[0]
         side = math.isqrt(state["attnpool.positional_embedding"].shape[0] - 1)
-        net = _part_of_clip("model").ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
+        net = part_of_clip("model").ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
         net.load_state_dict(state)
-        return net, net.input_resolution, *_CLIP_COLOURS, net.output_dim
+        return net, net.input_resolution, *CLIP_COLOURS, net.output_dim
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     size = input_size(name)
     options = {"image_size": size} if name.startswith("vit_") else {}

@@ -18,10 +18,11 @@ import shutil
 import signal
 import threading
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+
+from common import CLIP_COLOURS, F, clip_tokens, file_sha256, lock, nn, part_of_clip, pick_device, save_tensors, torch
 
 
 def arguments():
@@ -32,21 +33,11 @@ def arguments():
 
 
 if __name__ == "__main__":
-    import common  # noqa: F401 (after which Ctrl-C is a line)
-
-    arguments()  # here already, because what follows takes seconds to import, and --help and a slip of the pen need none of it
+    arguments()  # here already, because --help and a slip of the pen need nothing of what follows
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
-
-warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-import clip
-from clip.model import CLIP
 
 COLOURS = {  # hue, saturation, value
     "red": (0.98, 0.82, 0.82), "orange": (0.075, 0.88, 0.95), "yellow": (0.145, 0.80, 0.95), "green": (0.31, 0.68, 0.66),
@@ -127,6 +118,7 @@ def silhouettes(shape):
     return [np.stack([c * (0.95 - 0.86 * up**1.6), s * 0.92], 1)]  # fig
 
 
+@cache
 def details(shape):
     """What is drawn on top of a fruit: (kind, points), the kinds being stem, leaf, seed and groove."""
 
@@ -298,6 +290,7 @@ def draw_many(names, cluttered, seed):
     work = partial(draw_numbered, seed, cluttered=cluttered)
     with ProcessPoolExecutor(initializer=end_with_caller) as pool:
         drawn = pool.map(work, range(len(names)), names, chunksize=64)
+        part_of_clip("model")  # imported now, and torch with it, because else cores would be idle then
         return list(tqdm(drawn, "drawing", len(names), unit="img", disable=None, leave=False))
 
 
@@ -325,7 +318,8 @@ def write_data(folder, classes=TOY, train=60, test=20, seed=0):
 def network(name):
     """Untrained toy-ViT or toy-RN (clip.model.CLIP), or toy-imagenet (the visual half of toy-RN): 64 px in, 64 features out."""
     vision = (4, 64, 8) if name == "toy-ViT" else ((1, 1, 1, 1), 16, None)  # layers, width, patch
-    net = CLIP(64, 64, *vision, context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=2)
+    network = partial(part_of_clip("model").CLIP, 64, 64, *vision, context_length=77, vocab_size=49408)
+    net = network(transformer_width=64, transformer_heads=1, transformer_layers=2)
     for key, parameter in net.visual.named_parameters():
         if key.endswith("bn3.weight"):  # CLIP starts residual blocks at 0, which costs hundreds of steps
             nn.init.ones_(parameter)
@@ -339,7 +333,8 @@ def compact(state):
 
 def caption_tokens(words):
     """Tokens (templates, words, 14) of every template with every word; 14 hold the longest caption."""
-    return torch.stack([clip.tokenize([t.format(w) for w in words], context_length=14) for t in TEMPLATES])
+    tokens = [clip_tokens([t.format(w) for w in words]) for t in TEMPLATES]
+    return torch.stack([F.pad(rows, (0, 14 - rows.shape[1])) for rows in tokens])
 
 
 def true_templates(traits):
@@ -348,7 +343,7 @@ def true_templates(traits):
     return np.array([[need <= have for need in named] for have in traits])
 
 
-def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dtype=torch.float32):
+def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dtype=None):
     """Train one encoder on uint8 images (N, 64, 64, 3) with their sets of traits and names; returns its float16 state dict.
 
     CLIP's symmetric contrastive loss over the batch (Radford et al. 2021) on captions drawn anew each time, plus the same
@@ -377,8 +372,8 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dty
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": kept, "weight_decay": 0.0}], rate, fused=True)
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.15)
-    normalise = clip.clip._transform(64).transforms[-1]
-    fast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in CLIP_COLOURS)
+    fast = torch.autocast("cpu", dtype, enabled=dtype not in (None, torch.float32))
 
     order = [rng.permutation(len(images))[: steps // epochs * batch] for _ in range(epochs)]
     bar = tqdm(np.split(np.concatenate(order), steps), name, unit="step", disable=None, leave=False)
@@ -387,7 +382,7 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dty
         x = torch.roll(x.flip(3) if rng.random() < 0.5 else x, rng.integers(-4, 5, 2).tolist(), (2, 3))
         y = targets[:, rows]
         with fast:
-            f = visual(normalise(x / 255)).float()
+            f = visual((x / 255 - mean) / std).float()
         if contrastive:
             own = [rng.choice(np.flatnonzero(allowed[row])) for row in rows]
             one = rng.choice(neutral) if rng.random() < 0.5 else rng.integers(len(TEMPLATES))
@@ -410,14 +405,12 @@ def pretrain(name, images, traits, names, epochs, rate, seed=0, batch=BATCH, dty
 
 def make_encoder(name, epochs, rate, images, traits, names, seed):
     """Train weights/NAME.pt in a process of its own, on one core: so its numbers do not depend on how many there are."""
-    from common import file_sha256, pick_device, save_tensors
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this one
     end_with_caller()
     torch.set_num_threads(1)
     print(f"pretraining weights/{name}.pt on {len(images):,} pictures, {epochs} times", flush=True)
     # of its kernels for attention the plain one takes a quarter less time for a step of so small a network on a CPU
-    with sdpa_kernel(SDPBackend.MATH):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         state = pretrain(name, images, traits, names, epochs, rate, seed, dtype=pick_device("cpu")[1])
     save_tensors(state, f"weights/{name}.pt")
     print(f"wrote weights/{name}.pt, sha256 {file_sha256(f'weights/{name}.pt')[:8]}", flush=True)
@@ -448,8 +441,6 @@ def make(seed):
 
 
 def main():
-    from common import lock
-
     args = arguments()
     if args.parent:
         end_with(args.parent)

@@ -447,7 +447,7 @@ def test_what_is_not_taken_from_the_package_clip_is_what_it_has():
     urls, colours = clip.clip._MODELS, clip.clip._transform(224).transforms[-1]
     assert {url.split("/")[-2]: name for name, url in urls.items()} == OPENAI
     assert all(url.endswith(f"/{common.spelled(name)}.pt") for name, url in urls.items())
-    assert (colours.mean, colours.std) == common._CLIP_COLOURS
+    assert (colours.mean, colours.std) == common.CLIP_COLOURS
     texts = [
         "",
         "a photo of a Green apple, don't!",
@@ -457,7 +457,7 @@ def test_what_is_not_taken_from_the_package_clip_is_what_it_has():
         "word " * 600,
     ]
     for some in (texts[:3], texts[3:4], texts):
-        ours, theirs = common._clip_tokens(some), clip.tokenize(some, truncate=True)
+        ours, theirs = common.clip_tokens(some), clip.tokenize(some, truncate=True)
         for mine, other in zip(ours, theirs):
             end = other.argmax() + 1
             assert mine.argmax() + 1 == end and mine[:end].equal(other[:end])
