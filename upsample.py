@@ -17,7 +17,7 @@ import shutil
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -157,7 +157,7 @@ class Generator(nn.Module):
             nn.init.zeros_(self.conv3[0].bias)
 
     def forward(self, x):
-        first = self.conv1(x)
+        first = self.conv1(x.to(self.conv1[0].weight.dtype))
         y = first + self.conv2(self.res_blocks(first))
         y = self.conv3(self.upsampling(y))
         return y.tanh() if self.tanh else y + F.interpolate(x, scale_factor=SCALE, mode="bicubic", antialias=True)
@@ -203,10 +203,11 @@ def build(state, dialect=None):
     return nets
 
 
-def fold(net):
+def fold(net, dtype=torch.float32):
     """The same function as a trained Generator, with less to compute and to move through memory; changes `net`.
 
-    Batch norms go into the convolutions before them. The last convolution is done before the pixels are shuffled, on a
+    All is kept in `dtype`: autocast would convert the weights for each picture, and have borders padded in 32 bits, for the same result
+    (1.13 times the images/s). Batch norms go into the convolutions before them. The last convolution is done before the pixels are shuffled, on a
     quarter of the positions with four times the channels: three output channels leave a processor's vectors mostly empty
     (1.4 times the images/s on a CPU).
     """
@@ -221,7 +222,7 @@ def fold(net):
     net.conv3[0].weight.copy_(torch.stack(phases, 1).flatten(0, 1))
     net.conv3[0].bias.copy_(last.bias.repeat_interleave(4))
     net.upsampling[6] = nn.Identity()
-    return net
+    return net.to(dtype)
 
 
 @torch.inference_mode()
@@ -231,9 +232,10 @@ def restore(model, low):
     A CPU takes as few at a time as leave what a layer makes of them in its cache.
     """
     rows = max(1, CACHED // (low[0, 0].numel() * model.width)) if model.device.type == "cpu" else len(low)
+    context = nullcontext if next(model.visual.parameters()).dtype == model.dtype else model.autocast  # the latter while it is trained
     restored = []
     for part in low.split(rows):
-        with model.autocast():
+        with context():
             y = model.visual(model.normalise(part.to(model.device)))
         restored.append((y.float() * model.scale + model.shift).mul_(255).clamp_(0, 255).round_().to(torch.uint8))
     return torch.cat(restored)
@@ -695,7 +697,7 @@ def main():
         nets = build(state, args.dialect)
     except ValueError as error:
         fail(f"--weights {args.weights}: {why(error)}")
-    models = {name: as_model(fold(net), name, 0, device, dtype, file_sha256(args.weights)) for name, net in nets.items()}
+    models = {name: as_model(fold(net, dtype), name, 0, device, dtype, file_sha256(args.weights)) for name, net in nets.items()}
     if args.dialect:
         low, high = (255 * (np.array(IMAGENET[0]) + sign * np.array(IMAGENET[1])) for sign in (-1, 1))
         print(f"note: after tanh and de-normalising no value is below {low.min():.0f} or above {high.max():.0f} of 255: white turns grey")

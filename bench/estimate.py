@@ -79,7 +79,8 @@ def costs(model, data, n):
 
 def srgan(side, n):
     """Seconds to train one of default size on pictures reduced to `side` px; enlarging all of them takes little beside it."""
-    model = upsample.as_model(upsample.fold(upsample.Generator()), "srgan", side, *pick_device())
+    device, dtype = pick_device()
+    model = upsample.as_model(upsample.fold(upsample.Generator(), dtype), "srgan", side, device, dtype)
     one = seconds(lambda: upsample.restore(model, torch.zeros(8, 3, side, side, dtype=torch.uint8)).cpu()) / 8
     return one * (n["learn"] * (PIXEL * STAGES[0] + ADVERSARIAL * STAGES[1]) + 2 * sum(STAGES) * min(upsample.VALIDATE, n["held"]))
 

@@ -120,6 +120,17 @@ def test_own_generator_adds_to_bicubic_and_folding_changes_nothing(blocks, width
     assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)] and net.conv3[0].out_channels == 12
 
 
+@pytest.mark.parametrize("dialect", [None, "pytorch-gan"])
+def test_sixteen_bits_throughout_are_those_of_autocast(dialect):
+    state, low = random_state(), smooth()
+    state = state if dialect else {f"srgan.{key}": tensor for key, tensor in state.items()}
+    exact, mixed, whole = (
+        sr.restore(sr.as_model(sr.fold(sr.build(state, dialect)["srgan"], weights), "srgan", 0, CPU, dtype), low).int()
+        for weights, dtype in ((torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16))
+    )
+    assert torch.equal(mixed, whole) and 0 < (whole - exact).float().abs().mean() < 1
+
+
 def test_untrained_it_is_bicubic_and_no_picture_is_stretched():
     model = sr.as_model(sr.Generator(2, 8).eval(), "srgan", 0, CPU, torch.float32)
     low = torch.cat([smooth() // 3 + 80, torch.full((1, 3, 12, 10), 255, dtype=torch.uint8)])  # low contrast, and white
