@@ -468,9 +468,9 @@ def train_bare(net, optimizer, x, y, steps, autocast):
     wait(x.device.type)
 
 
-def beside_bare(args, folder, data, name, method):
-    """(what, times): a step of finetune.py on one encoder, and a bare one."""
-    batch, steps = (4, 1) if args.quick else (32, either(args, 6, 60))
+def beside_bare(args, folder, data, name, method, steps):
+    """(what, times): a step of finetune.py on one encoder, and a bare one; of so many that what a run begins with hardly counts."""
+    batch, steps = (4, 1) if args.quick else (32, steps)
     command = ["finetune.py", "--data", data, "--model", name, "--weights", random_weights(name, folder), "--method", method]
     command += ["--device", args.device] + ["--act", "quickgelu"] * (name in CLIP and not name.startswith("toy-"))
     sys.argv = [str(part) for part in command]
@@ -506,8 +506,8 @@ def training(args, folder):
     data = folder / "small"
     write_pictures(data / "train", 64, [(100, 100)])
     write_pictures(data / "test", 8, [(100, 100)])
-    plans = either(args, [("toy-RN", "cs"), ("toy-ViT", "cs")], [("toy-ViT", "cs"), ("ViT-B/32", "cs")])
-    plans += either(args, [("mobilenet_v2", "ml"), ("squeezenet1_1", "ml")], [("mobilenet_v2", "ml")])
+    plans = either(args, [("toy-RN", "cs", 60), ("toy-ViT", "cs", 60)], [("toy-ViT", "cs", 60), ("ViT-B/32", "cs", 60)])
+    plans += either(args, [("mobilenet_v2", "ml", 6), ("squeezenet1_1", "ml", 18)], [("mobilenet_v2", "ml", 60)])
     for plan in plans[:1] if args.quick else plans:
         with contextlib.redirect_stdout(io.StringIO()):
             what, times = beside_bare(args, folder, data, *plan)

@@ -494,7 +494,7 @@ STUDY += ["SRGAN=--blocks 1 --width 8 --epochs 1 --adversarial 1"]
 
 def make(tiny, jobs, log):
     """A process, and session, of its own that runs `make all` of a small study in the current folder."""
-    command = ["make", "-f", ROOT / "Makefile", f"-j{jobs}", "all", f"PYTHON={sys.executable}", *STUDY]
+    command = ["make", "-f", ROOT / "Makefile", f"-j{jobs}", "all", f"JOBS={jobs}", f"PYTHON={sys.executable}", *STUDY]
     with open(log, "w") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
