@@ -318,8 +318,8 @@ def write_data(folder, classes=TOY, train=60, test=20, seed=0):
 def network(name):
     """Untrained toy-ViT or toy-RN (clip.model.CLIP), or toy-imagenet (the visual half of toy-RN): 64 px in, 64 features out."""
     vision = (4, 64, 8) if name == "toy-ViT" else ((1, 1, 1, 1), 16, None)  # layers, width, patch
-    network = partial(part_of_clip("model").CLIP, 64, 64, *vision, context_length=77, vocab_size=49408)
-    net = network(transformer_width=64, transformer_heads=1, transformer_layers=2)
+    text = {"context_length": 77, "vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 2}
+    net = part_of_clip("model").CLIP(64, 64, *vision, **text)
     for key, parameter in net.visual.named_parameters():
         if key.endswith("bn3.weight"):  # CLIP starts residual blocks at 0, which costs hundreds of steps
             nn.init.ones_(parameter)

@@ -206,10 +206,10 @@ def build(state, dialect=None):
 def fold(net, dtype=torch.float32):
     """The same function as a trained Generator, with less to compute and to move through memory; changes `net`.
 
-    All is kept in `dtype`: autocast would convert the weights for each picture, and have borders padded in 32 bits, for the same result
-    (1.13 times the images/s). Batch norms go into the convolutions before them. The last convolution is done before the pixels are shuffled, on a
-    quarter of the positions with four times the channels: three output channels leave a processor's vectors mostly empty
-    (1.4 times the images/s on a CPU).
+    All is kept in `dtype`: autocast would convert the weights for each picture, and have borders padded in 32 bits, for the
+    same result (1.13 times the images/s). Batch norms go into the convolutions before them. The last convolution is done
+    before the pixels are shuffled, on a quarter of the positions with four times the channels: three output channels leave a
+    processor's vectors mostly empty (1.4 times the images/s on a CPU).
     """
     net.eval().requires_grad_(False)
     for module in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
