@@ -47,19 +47,34 @@ def run(line):
 def end_as_fork(connection):
     """Wait for the fork at the other end, hand on to it what signals are for this process alone, and end as it does."""
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches it without this
-    fork = int(connection.recv(64) or 0)
+    said = connection.recv(64)
+    if not said:  # the process that forks was killed
+        os._exit(1)
+    fork = int(said)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: os.kill(fork, number))
     code = connection.recv(64)
-    if not code:  # the process that forks was killed
-        if fork:
-            os.kill(fork, signal.SIGKILL)
+    if not code:  # or is now
+        os.kill(fork, signal.SIGKILL)
         os._exit(1)
     if int(code) < 0:
         if -int(code) != signal.SIGKILL:
             signal.signal(-int(code), signal.SIG_DFL)
         os.kill(os.getpid(), -int(code))
     os._exit(int(code))
+
+
+def become(channels, ctrl_c, ends):
+    """In a fork: speak and listen where its caller does, hear signals as any script, and hold no end of what is not its own."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, ctrl_c)
+    for here, channel in enumerate(channels):
+        os.dup2(channel, here)
+        os.close(channel)
+    for end in ends:
+        end.close()
 
 
 def serve(command):
@@ -95,15 +110,7 @@ def serve(command):
                 words, channels, _, _ = socket.recv_fds(other, 2**20, 3)
                 fork = os.fork()
                 if not fork:
-                    signal.set_wakeup_fd(-1)
-                    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-                        signal.signal(number, signal.SIG_DFL)
-                    signal.signal(signal.SIGINT, ctrl_c)
-                    for here, channel in enumerate(channels):
-                        os.dup2(channel, here)
-                        os.close(channel)
-                    for end in (ready, door, heard, awake, other, *forks.values()):
-                        end.close()
+                    become(channels, ctrl_c, (ready, door, heard, awake, other, *forks.values()))
                     return json.loads(words)
                 for channel in channels:
                     os.close(channel)
