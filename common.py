@@ -942,7 +942,10 @@ class Images:
         return len(self.rows)
 
     def __getitem__(self, chosen):
-        return torch.from_numpy(self.pixels[self.rows[chosen]]).permute(0, 3, 1, 2)
+        rows = self.rows[chosen]
+        x = torch.empty(len(rows), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+        np.take(self.pixels, rows, 0, x.numpy(), "clip")  # at once into memory that a GPU can fetch them from
+        return x.permute(0, 3, 1, 2)
 
     def batches(self, size):
         """uint8 tensors (B, 3, S, S), in order."""
@@ -1135,10 +1138,13 @@ class Model:
         """uint8 (B, 3, S, S) -> float32 (B, width), on the device; in halves where the memory does not suffice for all at once."""
         if len(x) > self.batch_limit:
             return torch.cat([self.encode_image(part) for part in x.split(self.batch_limit)])
+        count = len(x)
+        if self.device.type == "cuda" and count < self.batch:  # for another size cuDNN looks for kernels anew, of mobilenet_v2 1.8 s
+            x = torch.cat([x] * -(-self.batch // count))[: self.batch]
         try:
             net = self.frozen
             with torch.inference_mode(), self.autocast():
-                return net(self.inputs(x)).float()
+                return net(self.inputs(x)).float()[:count]
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -1147,7 +1153,7 @@ class Model:
             fail(f"--model {self.name}: not enough memory for {counted(len(x), 'image')} at a time; give a smaller --batch")
         self.batch_limit = len(x) // 2  # for whatever else asks for a batch, too
         print(f"note: not enough memory for {len(x)} images at a time, going on with {self.batch_limit} (--batch)")
-        return self.encode_image(x)
+        return self.encode_image(x[:count])
 
     def encode_text(self, tokens):
         """Tokens (B, T) -> float32 (B, E), on the device."""
@@ -1889,12 +1895,13 @@ def half_epochs(load, count, batch, epochs, seed, weights=None):
     return legs
 
 
-def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None):
+def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None, prepare=list):
     """Train `net`: autocast, warm-up and cosine, clipped gradients; and never lose a run.
 
     optimizer: with the peak learning rates. legs: as half_epochs makes them; batches are fetched one ahead in a thread of its own.
-    step(tensors on the device) -> (loss, score), scalars on the device. validate() -> a score, the higher the better, once
-    before and after each leg. `model` says where and how to compute; between validations nothing waits for the device.
+    step(prepare(tensors on the device)) -> (loss, score), scalars on the device: what `step` does is the same for all tensors of a
+    shape, for a GPU may replay it; the rest belongs into `prepare`. validate() -> a score, the higher the better, once before and
+    after each leg. `model` says where and how to compute; between validations nothing waits for the device.
 
     Each leg ends with a checkpoint, which holds all that is needed to go on as if nothing had happened, and `about`, a
     dict of all that the numbers depend on: a checkpoint of another one is refused. A loss or a weight that is not finite
@@ -1935,6 +1942,23 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
     def fetch(call):  # not `sent`, for which a small network's steps have to wait: threads take turns
         return [t.pin_memory() if model.device.type == "cuda" else t for t in call()]
 
+    def update(tensors, counts=(1, 1)):
+        with model.autocast():
+            loss, score = step(tensors)
+        loss, score = loss * counts[0], score * counts[1]
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, _NORM)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return torch.stack([loss.detach(), score])
+
+    if replays := model.device.type == "cuda" and _RANKS == 1 and not scaler.is_enabled() and not model.code:
+        for group in optimizer.param_groups:  # where a graph finds the learning rate of each step
+            group |= {"capturable": True, "lr": torch.zeros((), device=model.device)}
+        update = _replayed(update)
+
     left = legs[len(history) - 1 :]
     bar = progress(None, f"{model.name} training", "step", steps)
     bar.update(position)
@@ -1951,19 +1975,11 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
                 tensors = [t.to(model.device, non_blocking=True) for t in tensors]
                 share = _learning_rate((position + 0.5) / steps)
                 for group, peak in zip(optimizer.param_groups, peaks):
-                    group["lr"] = peak * share
-                counts = tensors.pop() if _RANKS > 1 else None
+                    group["lr"] = group["lr"].fill_(peak * share) if replays else peak * share
+                counts = [tensors.pop()] if _RANKS > 1 else []
                 with model.autocast():
-                    loss, score = step(tensors)
-                if counts is not None:
-                    loss, score = loss * counts[0], score * counts[1]
-                scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(parameters, _NORM)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-                total += torch.stack([loss.detach(), score])
+                    tensors = prepare(tensors)
+                total += update(tensors, *counts)
                 position, since = position + 1, since + 1
                 bar.update()
                 if model.device.type == "cpu" and _RANKS == 1 and not total[0].isfinite():  # there it costs nothing to look
@@ -1989,6 +2005,32 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
                 save_tensors(saved | {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, checkpoint)
     net.eval()
     return history, best
+
+
+def _replayed(update):
+    """update(tensors) -> a tensor, on a GPU: from the third time that a shape comes on, replayed as one CUDA graph.
+
+    Starting its kernels one by one takes Python longer than most networks take for a batch of a few dozen images.
+    """
+    seen, graphs, pool = Counter(), {}, torch.cuda.graph_pool_handle()
+
+    def replayed(tensors):
+        shape = tuple(t.shape for t in tensors)
+        seen[shape] += 1
+        if seen[shape] < 3:  # in the first ones libraries look for kernels, and the optimizer makes its state
+            return update(tensors)
+        if shape not in graphs:
+            inputs, graph = [t.clone() for t in tensors], torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                result = update(inputs)
+            graphs[shape] = graph, inputs, result
+        graph, inputs, result = graphs[shape]
+        for there, here in zip(inputs, tensors):
+            there.copy_(here)
+        graph.replay()
+        return result
+
+    return replayed
 
 
 def _learning_rate(done):
@@ -2259,6 +2301,7 @@ def _endings():
 @cache
 def _formats():
     """("JPEG", ...): what is opened, whatever a file is called. PostScript is a program, which Pillow would have Ghostscript run."""
+    Image.preinit()  # has the usual ones come first: some others try to read whatever they are given, a seventh of a small JPEG's time
     Image.init()
     return tuple(kind for kind in Image.ID if kind not in ("EPS", "IPTC"))  # the latter may hold the former
 
@@ -3078,7 +3121,7 @@ class _Turn:
 
 
 _TURN = None  # in a process that _by_processes has started
-_ALONE = 0.1  # seconds of work that is not yet spread
+_ALONE = 0.05  # seconds of work that is not yet spread
 
 
 def _spread(work, items, fork):
@@ -3135,8 +3178,9 @@ def _by_processes(work, items, processes):
                 mine.extend(_heard(children[i % processes][1]))
             yield mine.popleft()
     finally:
-        for child, pipe in children:
+        for child, _ in children:  # all at once, for it takes them milliseconds
             os.kill(child, signal.SIGKILL)
+        for child, pipe in children:
             os.waitpid(child, 0)
             pipe.close()
         turn.close()
@@ -3227,7 +3271,7 @@ def _load_images(data, split, size):
     """Decode a split once into cache/images, for a model whose input is `size` pixels wide, or a View.
 
     Images that all share one square size below the model's input keep it and are upsampled on the device, in batches;
-    all others are brought to the input size here.
+    all others are brought to the input size here. That they share the first one's is taken for granted until another is met.
     """
     view = _as_view(size)
     files = data.files(split)
@@ -3239,23 +3283,28 @@ def _load_images(data, split, size):
     listing = [*data.key, *(row[:3] for row in files), changed]
     stem = f"cache/images/{data.name}-{split}"
     scan = Path(f"{stem}-{digest([_DECODING, listing])}.json")
-    native = _kept_or_made(scan, _kept_json, lambda: _keep_json(scan, _native(data, files)))
-    view = View(native) if 0 < native < view.size else view
-    stored = view.size
-    name = f"{stem}-{stored}-{digest([_DECODING, listing, asdict(view)])}"
-    path, small, meta = (Path(name + end) for end in (".npy", "-thumbnails.npy", ".json"))
+    native = _kept_or_made(scan, _kept_json, lambda: _keep_json(scan, _first_side(data, files)))
 
-    def read(meta):
-        arrays, (reasons, sums) = [np.load(file, "r") for file in (path, small)], _kept_json(meta)
-        for array, side, told in zip(arrays, (stored, _THUMBNAIL), sums):
-            right = array.nbytes > _CHECKED or zlib.crc32(array) == told
-            if array.shape != (len(files), side, side, 3) or array.dtype != np.uint8 or not right:
-                raise ValueError("other pixels than were decoded")
-        return *arrays, dict(reasons), sums[0]
+    def stored(view, same=False):
+        name = f"{stem}-{view.size}-{digest([_DECODING, listing, asdict(view)])}"
+        path, small, meta = (Path(name + end) for end in (".npy", "-thumbnails.npy", ".json"))
 
-    # the last that is written is meta: where it exists, the others do
-    make = partial(_decode, data, files, view, path, small, meta, split)
-    pixels, thumbnails, reasons, told = _kept_or_made(meta, read, make)
+        def read(meta):
+            arrays, (reasons, sums) = [np.load(file, "r") for file in (path, small)], _kept_json(meta)
+            for array, side, told in zip(arrays, (view.size, _THUMBNAIL), sums):
+                right = array.nbytes > _CHECKED or zlib.crc32(array) == told
+                if array.shape != (len(files), side, side, 3) or array.dtype != np.uint8 or not right:
+                    raise ValueError("other pixels than were decoded")
+            return *arrays, dict(reasons), sums[0]
+
+        # the last that is written is meta: where it exists, the others do
+        return _kept_or_made(meta, read, partial(_decode, data, files, view, path, small, meta, split, same))
+
+    try:
+        pixels, thumbnails, reasons, told = stored(View(native), same=True) if 0 < native < view.size else stored(view)
+    except _OtherSize:
+        _keep_json(scan, 0)
+        pixels, thumbnails, reasons, told = stored(view)
     # features are those of the same pixels, wherever these came from: a copied, moved or touched folder has them already
     key = digest([_DECODING, [row[0] for row in files], [*pixels.shape], told])
     skipped = [(files[i][0], reason) for i, reason in reasons.items()]
@@ -3270,23 +3319,21 @@ def _load_images(data, split, size):
     return Images(pixels, thumbnails, rows, labels, paths, skipped, f"{data.name}-{split}", key, groups)
 
 
-def _native(data, files):
-    """The side S if all pictures are S x S, else 0. Of broken ones the header does not count: good ones must not depend on them."""
-    rows, sides = {}, []
-    for row, size in zip(files, image_sizes(data, files)):
-        rows.setdefault(size, []).append(row)
+class _OtherSize(Exception):
+    """Of pictures that were to be of one size, one is not."""
 
-    def decodes(row):
+
+def _first_side(data, files):
+    """The side S of the first picture that can be decoded if that is S x S, else 0: good ones must not depend on broken ones."""
+    for row in files:
         try:
-            return data.picture(row[0])
+            width, height = data.picture(row[0]).size
+            return width if width == height else 0
         except (OSError, MemoryError) as error:
             fail(f"{data.root / row[0]}: {why(error)}; nothing is cached, run again when it can be read")
         except ValueError:
-            return None
-
-    for size, mine in rows.items():  # one that decodes of each size; where there are two sizes, no more need be known
-        sides += [size] if len(sides) < 2 and any(map(decodes, mine)) else []
-    return native_size(sides)
+            pass
+    return 0
 
 
 def _reserve(path):
@@ -3301,9 +3348,9 @@ def _reserve(path):
             raise
 
 
-def _decode(data, files, view, path, small, meta, what):
+def _decode(data, files, view, path, small, meta, what, same):
     """Write the pixels (N, size, size, 3) of rows of `data` to `path`, thumbnails to `small`, and to `meta` [(position, why not)] of the
-    rest and the checksums of both."""
+    rest and the checksums of both. Raises _OtherSize where pictures are to be the same size as the view, and one is not."""
     side = view.size
     need, free = len(files) * side * side * 3, shutil.disk_usage(path.parent).free
     if need > free:
@@ -3315,9 +3362,13 @@ def _decode(data, files, view, path, small, meta, what):
         _reserve(temporary)
         _reserve(thumbnail)
 
+        def sized(path, then, **reduced):
+            return data.picture(path, lambda image, filled: (*then(image, filled), image.size), **reduced)
+
         def decode(i):
             try:
-                pixels[i], thumbnails[i] = _read_image(files[i][0], view, data.picture)
+                pixels[i], thumbnails[i], size = _read_image(files[i][0], view, sized)
+                return (i, "") if same and size != (side, side) else None
             except (OSError, MemoryError) as error:  # the disk or a permission, not the image: must not be remembered
                 return None, f"{data.root / files[i][0]}: {why(error)}"
             except Exception as error:
@@ -3325,6 +3376,8 @@ def _decode(data, files, view, path, small, meta, what):
 
         decoded = _spread(decode, range(len(files)), data.loose)
         for wrong in progress(decoded, f"decoding {what}", "img", len(files)):
+            if wrong and not wrong[1]:
+                raise _OtherSize
             if wrong:
                 (unread if wrong[0] is None else reasons).append(wrong)
         if unread:

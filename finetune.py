@@ -340,16 +340,25 @@ def all_checkpoints(args, data, model, images, told):
     return found
 
 
-def train_step(net, model, augmented=True, weights=None):
-    """The step for `fit`: augments a batch on the device, and gives its loss and its share named right; weights (C,) of classes."""
+def preparation(model, augmented=True):
+    """What `fit` does with a batch before its step: augmented on the device, as the network takes it."""
+
+    def prepare(batch):
+        x, y, matrices, blurred, sigmas = batch
+        if x.shape[-1] < model.size < model.view.short:  # the model sees the centre of them
+            matrices = matrices * matrices.new_tensor([model.size / model.view.short] * 2 + [1.0])[:, None]
+        return [model.normalise(augment(x, matrices, blurred, sigmas, model.size)) if augmented else model.inputs(x), y]
+
+    return prepare
+
+
+def train_step(net, model, weights=None):
+    """The step for `fit`: the loss of a batch and its share named right; weights (C,) of classes."""
     # a CPU trains a small ViT a quarter faster with attention that keeps its matrix, which would take the memory of a large one
     plain = model.device.type == "cpu" and model.size <= 64
 
     def step(batch):
-        x, y, matrices, blurred, sigmas = batch
-        if x.shape[-1] < model.size < model.view.short:  # the model sees the centre of them
-            matrices = matrices * torch.tensor([model.size / model.view.short] * 2 + [1.0], device=x.device)[:, None]
-        x = model.normalise(augment(x, matrices, blurred, sigmas, model.size)) if augmented else model.inputs(x)
+        x, y = batch
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             logits = net(x)
         return F.cross_entropy(logits, y, weights), (logits.argmax(1) == y).float().mean()
@@ -405,13 +414,14 @@ def tune(args, net, model, images, seed, checkpoint, depends):
     weights = 1 / torch.bincount(train.labels) if args.balance else None  # a batch's mean is over the sum of its weights
     of_images = weights[train.labels] if args.balance else None
     legs = half_epochs(loader(train, seed), len(train), args.batch, args.epochs, seed, of_images)
-    step = train_step(parallel(net), model, not args.no_augment, weights.to(model.device) if args.balance else None)
+    step = train_step(parallel(net), model, weights.to(model.device) if args.balance else None)
+    prepare = preparation(model, not args.no_augment)
 
     def validate():
         return logits_and_right(net, model, val)[1].mean().item()
 
     with lock(checkpoint):  # a twin waits, and goes on from where this one is
-        history, best = fit(net, optimizer, legs, step, validate, model, checkpoint, depends)
+        history, best = fit(net, optimizer, legs, step, validate, model, checkpoint, depends, prepare)
 
     # WiSE-FT: validation picks how far to go from the start to the best, of equals the least; no random head is worth staying near
     wise = {0.0: history[0]["val"], 1.0: max(row["val"] for row in history)}

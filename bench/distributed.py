@@ -41,7 +41,7 @@ def measure(args):
     for steps in (2, STEPS):
         optimizer = torch.optim.AdamW(finetune.parameter_groups(net, 1e-5, 1e-3, 0.1), fused=True)
         legs = half_epochs(finetune.loader(many, args.seed), steps * BATCH, BATCH, 1, args.seed)
-        history, _ = fit(net, optimizer, legs, step, lambda: 0.0, model)
+        history, _ = fit(net, optimizer, legs, step, lambda: 0.0, model, prepare=finetune.preparation(model))
     return found | {"seconds a step": history[-1]["busy"] / STEPS}
 
 

@@ -356,7 +356,7 @@ def test_processes_read_as_threads_do(at_once, tmp_path):
     for kind in ("folder", "read by threads"):
         data.kind = kind
         places = [tmp_path / f"{kind}{end}" for end in (".npy", "-small.npy", ".json")]
-        common._decode(data, files, common.View(16), *places, "test")
+        common._decode(data, files, common.View(16), *places, "test", False)
         made.append([common.image_sizes(data, files), *(place.read_bytes() for place in places)])
     assert made[0] == made[1] and len(json.loads(made[0][3])[0][0]) == 4
 

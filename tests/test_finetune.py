@@ -476,10 +476,32 @@ def test_a_step_is_the_same_with_either_kernel_of_attention(world, monkeypatch):
         model = load_model("toy-ViT", "cpu", precision="float32")
         images = load_data("tiny").images(model.view)["train"]
         net = finetune.Classifier(model.visual, finetune.Linear(torch.eye(4, 64), torch.zeros(4)))
-        loss, _ = finetune.train_step(net, model)(finetune.loader(images, 0)(np.arange(8), 0))
+        batch = finetune.loader(images, 0)(np.arange(8), 0)
+        loss, _ = finetune.train_step(net, model)(finetune.preparation(model)(batch))
         loss.backward()
         found.append([loss, *(p.grad for p in net.parameters())])
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+def test_steps_that_a_gpu_replays_are_those_it_is_told_one_by_one(world, monkeypatch):
+    """Of batches of two sizes, in an optimizer with momenta, with augmentation and a rate that changes at each step."""
+    ends, recorded, record = [], [], torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, **options: recorded.append(1) or record(*args, **options))
+    replayed = common._replayed
+    for how in (lambda update: update, replayed, replayed):
+        monkeypatch.setattr(common, "_replayed", how)
+        model = load_model("toy-ViT", "cuda", precision="float32")
+        train = load_data("tiny").images(model.view)["train"]
+        torch.manual_seed(0)
+        net = finetune.Classifier(model.visual, finetune.Linear(torch.randn(4, 64), torch.zeros(4)).to(model.device))
+        optimizer = torch.optim.AdamW(finetune.parameter_groups(net, 1e-4, 1e-3, 0.1), fused=True)
+        legs = half_epochs(finetune.loader(train, 0), len(train), 12, 6, 0)  # of 11, 11 and 10
+        history, _ = fit(net, optimizer, legs, finetune.train_step(net, model), lambda: 0.0, model, prepare=finetune.preparation(model))
+        ends.append([row["loss"] for row in history[1:]])
+    assert len(recorded) == 4  # of two sizes, twice
+    assert np.allclose(*ends[:2], rtol=1e-3) and np.allclose(*ends[1:], rtol=1e-3)
+    assert ends[0][-1] < ends[0][0]
 
 
 @pytest.mark.parametrize("model", [pytest.param("toy-ViT", marks=pytest.mark.slow), "toy-imagenet"])

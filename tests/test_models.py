@@ -497,3 +497,26 @@ def test_bad_prompts_are_one_line(prompts, type, world, capsys):
     with pytest.raises(SystemExit) as end:
         model.classifier(["x"], common.read_templates(prompts, type)[0], type)
     assert end.value.code == 2 and "prompt" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+def test_a_gpu_sees_batches_of_one_size(tiny, monkeypatch):
+    """Also of half the size, where its memory does not suffice; each picture keeps its features."""
+    monkeypatch.chdir(tiny)
+    model = load_model("toy-RN", "cuda", precision="float32")
+    x = torch.randint(0, 256, (600, 3, 64, 64), dtype=torch.uint8)
+    plain, seen = model.visual, []
+
+    def small(y):
+        seen.append(len(y))
+        if len(y) > 128:
+            raise torch.OutOfMemoryError
+        return plain(y)
+
+    whole = torch.cat([model.encode_image(part) for part in x.split(256)])
+    model._folded = small
+    parts = torch.cat([model.encode_image(part) for part in x.split(256)])
+    assert seen == [256] + [128] * 5 and whole.shape == parts.shape
+    with torch.inference_mode():
+        alone = plain(model.inputs(x)).float()
+    assert all(F.cosine_similarity(a, alone).min() > 0.9999 for a in (whole, parts))
