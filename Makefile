@@ -110,10 +110,6 @@ override CLIP      := $(subst :,-,$(subst @,-,$(subst /,-,$(CLIP))))
 override IMAGENET  := $(subst :,-,$(subst @,-,$(subst /,-,$(IMAGENET))))
 override UPSAMPLED := $(subst :,-,$(subst @,-,$(subst /,-,$(UPSAMPLED))))
 
-# glibc hands large tensors back after each use and pays for fresh pages at the next; other systems do not know these
-export MALLOC_MMAP_THRESHOLD_ ?= 33554432
-export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
-
 # in your own environment nothing is installed
 ifeq ($(PYTHON),.venv/bin/python)
 ENV      := .venv/installed

@@ -59,6 +59,7 @@ import _thread
 import argparse
 import copy
 import csv
+import ctypes
 import difflib
 import errno
 import gc
@@ -151,6 +152,12 @@ warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")  # OpenAI's 
 for _stream in (sys.stdout, sys.stderr):
     with suppress(AttributeError):  # a notebook's
         _stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+# glibc hands large tensors back to the system after each use, and pays for fresh pages at the next: a fifth of a training step
+if not any(name.startswith("MALLOC_") for name in os.environ):
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        for _parameter, _most in ((-3, 2**25), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+            ctypes.CDLL(None).mallopt(_parameter, _most)
 
 
 class _Printed:
@@ -1895,13 +1902,14 @@ def half_epochs(load, count, batch, epochs, seed, weights=None):
     return legs
 
 
-def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None, prepare=list):
+def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None, prepare=None):
     """Train `net`: autocast, warm-up and cosine, clipped gradients; and never lose a run.
 
     optimizer: with the peak learning rates. legs: as half_epochs makes them; batches are fetched one ahead in a thread of its own.
-    step(prepare(tensors on the device)) -> (loss, score), scalars on the device: what `step` does is the same for all tensors of a
-    shape, for a GPU may replay it; the rest belongs into `prepare`. validate() -> a score, the higher the better, once before and
-    after each leg. `model` says where and how to compute; between validations nothing waits for the device.
+    step(tensors on the device) -> (loss, score), scalars on the device. validate() -> a score, the higher the better, once
+    before and after each leg. `model` says where and how to compute; between validations nothing waits for the device.
+
+    With `prepare` it is step(prepare(tensors)), and what `step` does must be the same for all tensors of a shape: a GPU replays it.
 
     Each leg ends with a checkpoint, which holds all that is needed to go on as if nothing had happened, and `about`, a
     dict of all that the numbers depend on: a checkpoint of another one is refused. A loss or a weight that is not finite
@@ -1954,7 +1962,8 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
         optimizer.zero_grad()
         return torch.stack([loss.detach(), score])
 
-    if replays := model.device.type == "cuda" and _RANKS == 1 and not scaler.is_enabled() and not model.code:
+    alone = model.device.type == "cuda" and _RANKS == 1
+    if replays := alone and prepare and not scaler.is_enabled() and not model.code:  # the code of a FILE.py may do anything
         for group in optimizer.param_groups:  # where a graph finds the learning rate of each step
             group |= {"capturable": True, "lr": torch.zeros((), device=model.device)}
         update = _replayed(update)
@@ -1977,8 +1986,9 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
                 for group, peak in zip(optimizer.param_groups, peaks):
                     group["lr"] = group["lr"].fill_(peak * share) if replays else peak * share
                 counts = [tensors.pop()] if _RANKS > 1 else []
-                with model.autocast():
-                    tensors = prepare(tensors)
+                if prepare:
+                    with model.autocast():
+                        tensors = prepare(tensors)
                 total += update(tensors, *counts)
                 position, since = position + 1, since + 1
                 bar.update()

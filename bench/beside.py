@@ -499,6 +499,7 @@ def beside_bare(args, folder, data, name, method, steps):
         legs = half_epochs(again, steps * batch, batch, 1, 0)
         how = finetune.train_step(net, model), lambda: 0.0, model
         history, _ = fit(net, optimizer(), legs, *how, prepare=finetune.preparation(model))
+        net.train()  # with dropout, where there is some
         began = time.perf_counter()
         train_bare(net, optimizer(), x, y, steps, model.autocast)
         times.append((history[-1]["busy"] / steps, (time.perf_counter() - began) / steps))
