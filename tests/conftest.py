@@ -116,6 +116,13 @@ def call(monkeypatch, capsys):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out by make test, run by make test-faults")
+    config.addinivalue_line("markers", "gpu: left out where there is none")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available() and (absent := [item for item in items if item.get_closest_marker("gpu")]):
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -483,7 +483,7 @@ def test_a_step_is_the_same_with_either_kernel_of_attention(world, monkeypatch):
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+@pytest.mark.gpu
 def test_steps_that_a_gpu_replays_are_those_it_is_told_one_by_one(world, monkeypatch):
     """Of batches of two sizes, in an optimizer with momenta, with augmentation and a rate that changes at each step."""
     ends, recorded, record = [], [], torch.cuda.graph

@@ -499,7 +499,7 @@ def test_bad_prompts_are_one_line(prompts, type, world, capsys):
     assert end.value.code == 2 and "prompt" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+@pytest.mark.gpu
 def test_a_gpu_sees_batches_of_one_size(tiny, monkeypatch):
     """Also of half the size, where its memory does not suffice; each picture keeps its features."""
     monkeypatch.chdir(tiny)
