@@ -1085,6 +1085,7 @@ class Model:
         self.size = self.view.size
         self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
         self._folded = None
+        self._fullest = 0  # images in the largest batch that it has computed
         self._sending = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -1146,13 +1147,15 @@ class Model:
         """uint8 (B, 3, S, S) -> float32 (B, width), on the device; in halves where the memory does not suffice for all at once."""
         if len(x) > self.batch_limit:
             return torch.cat([self.encode_image(part) for part in x.split(self.batch_limit)])
-        count = len(x)
-        if self.device.type == "cuda" and count < self.batch:  # for another size cuDNN looks for kernels anew, of mobilenet_v2 1.8 s
-            x = torch.cat([x] * -(-self.batch // count))[: self.batch]
+        count, full = len(x), min(self._fullest, self.batch)
+        if self.device.type == "cuda" and count < full:  # for another size cuDNN looks for kernels anew, of mobilenet_v2 1.8 s
+            x = torch.cat([x] * -(-full // count))[:full]
         try:
             net = self.frozen
             with torch.inference_mode(), self.autocast():
-                return net(self.inputs(x)).float()[:count]
+                features = net(self.inputs(x)).float()[:count]
+            self._fullest = max(self._fullest, len(x))
+            return features
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -1963,8 +1966,9 @@ def fit(net, optimizer, legs, step, validate, model, checkpoint=None, about=None
         optimizer.zero_grad()
         return torch.stack([loss.detach(), score])
 
-    alone = model.device.type == "cuda" and _RANKS == 1
-    if replays := alone and prepare and not scaler.is_enabled() and not model.code:  # the code of a FILE.py may do anything
+    # the code of a FILE.py may do anything, and a scaler decides anew at each step
+    replays = prepare and model.device.type == "cuda" and _RANKS == 1 and not scaler.is_enabled() and not model.code
+    if replays:
         for group in optimizer.param_groups:  # where a graph finds the learning rate of each step
             group |= {"capturable": True, "lr": torch.zeros((), device=model.device)}
         update = _replayed(update)

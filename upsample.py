@@ -64,9 +64,8 @@ ADVERSARIAL = 5e-3  # weight of the adversarial loss beside that of content, as 
 VALIDATE = 256  # validation pictures, at most
 SIDE = 96  # of the squares to train on, and of pictures of several sizes before they are reduced, at most
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what PyTorch-GAN normalises with
-# channels times pixels of low resolution at a time: of 100 px and 64 channels on a CPU one picture, 1.2 times as fast as 8; on a GPU 52,
-# for which a layer makes 1 GB
-AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
+CACHED = 2**19  # channels times pixels of low resolution at a time on a CPU: of 100 px and 64 channels one picture, 1.2 times as fast as 8
+HELD = 2**25  # and on a GPU: 52 such pictures, of which a layer makes 1 GB
 
 
 def arguments():
@@ -231,9 +230,9 @@ def fold(net, dtype=torch.float32):
 def restore(model, low):
     """uint8 (B, 3, h, w) anywhere -> uint8 (B, 3, 4h, 4w) on the device. No picture is stretched by its own minimum or maximum.
 
-    A CPU takes as few at a time as leave what a layer makes of them in its cache.
+    A CPU takes as few at a time as leave what a layer makes of them in its cache, a GPU as many as fit into its memory.
     """
-    rows = max(1, AT_ONCE.get(model.device.type, AT_ONCE["cpu"]) // (low[0, 0].numel() * model.width))
+    rows = max(1, (CACHED if model.device.type == "cpu" else HELD) // (low[0, 0].numel() * model.width))
     context = nullcontext if next(model.visual.parameters()).dtype == model.dtype else model.autocast  # the latter while it is trained
     restored = []
     for part in low.split(rows):

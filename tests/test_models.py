@@ -501,11 +501,13 @@ def test_bad_prompts_are_one_line(prompts, type, world, capsys):
 
 @pytest.mark.gpu
 def test_a_gpu_sees_batches_of_one_size(tiny, monkeypatch):
-    """Also of half the size, where its memory does not suffice; each picture keeps its features."""
+    """That of the largest before; also of half the size, where its memory does not suffice; each picture keeps its features."""
     monkeypatch.chdir(tiny)
     model = load_model("toy-RN", "cuda", precision="float32")
     x = torch.randint(0, 256, (600, 3, 64, 64), dtype=torch.uint8)
     plain, seen = model.visual, []
+    model.encode_image(x[:1])
+    assert model._fullest == 1  # nobody waits for 256 where one is asked for
 
     def small(y):
         seen.append(len(y))
