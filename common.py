@@ -153,12 +153,13 @@ for _stream in (sys.stdout, sys.stderr):
     with suppress(AttributeError):  # a notebook's
         _stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
-# glibc hands large tensors back to the system after each use, and pays for fresh pages at the next: a fifth of a training step. Two
-# arenas, not one for each thread, save 25 to 40 MB; with a single one threads wait for each other, a step of a small ViT twice as long
+# glibc hands large tensors back to the system after each use, those of 32 MB or more in any case, and pays for fresh pages at the next:
+# up to a third of the time of a convolutional network. Two arenas, not one for each thread, save 25 to 40 MB; with a single one threads
+# wait for each other, a step of a small ViT twice as long
 if not any(name.startswith("MALLOC_") for name in os.environ):
     with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
-        for _parameter, _most in ((-3, 2**25), (-1, 2**31 - 1), (-8, 2)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-            ctypes.CDLL(None).mallopt(_parameter, _most)
+        for _parameter, _value in ((-4, 0), (-1, 2**31 - 1), (-8, 2)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
+            ctypes.CDLL(None).mallopt(_parameter, _value)
 
 
 class _Printed:
