@@ -12,7 +12,6 @@ import argparse
 import colorsys
 import math
 import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -417,7 +416,7 @@ def make_encoder(name, epochs, rate, images, traits, names, seed):
 
 
 def make(seed):
-    """Draw data/toy and train weights/toy-*.pt, whichever is missing, one of these a core: the longest comes first."""
+    """Draw data/toy and train weights/toy-*.pt, whichever is missing."""
 
     if not Path("data/toy").is_dir():
         Path("data").mkdir(exist_ok=True)
@@ -429,10 +428,7 @@ def make(seed):
         images, traits = zip(*draw_many(names.tolist(), True, seed + 1))
         what = np.stack(images), traits, names.tolist(), seed
         running = [multiprocessing.Process(target=make_encoder, args=(*plan, *what), daemon=True) for plan in missing]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        for i, process in enumerate(running):
-            while sum(p.is_alive() for p in running[:i]) >= cores:
-                multiprocessing.connection.wait([p.sentinel for p in running[:i] if p.is_alive()])
+        for process in running:  # on fewer cores they take turns: one after the other would leave a core idle at the end
             process.start()
         for process in running:
             process.join()

@@ -62,6 +62,7 @@ NEEDS_MORE = {  # commands that the tests do not run, and what they need; a scri
     "torchrun --nproc-per-node 2 finetune.py --data fruits360 --model ViT-B/32 --method cs": CLIP,
     "torchrun --nproc-per-node 2 linear_probe.py --data fruits360 --model ViT-B/32": CLIP,
     "python bench/coverage.py": MINUTES,
+    "python bench/rounding.py worlds": MINUTES,
 }
 
 
