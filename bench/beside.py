@@ -5,13 +5,15 @@
     python bench/beside.py --long --made 290 --to docs/speed.md      # with 100,000 images, and the seconds that `make` took by hand
     python bench/beside.py --device cuda --to docs/speed.md          # on a GPU, a table of its own
 
-Peers are torchvision's ImageFolder and DataLoader, timm, open_clip, CLIP_benchmark and scikit-learn (tests/requirements.txt). With
-REAL_DATA=FOLDER, of Fruits-360 and weights of mobilenet_v2, pictures are real; otherwise they are made, and the row says so. Weights
-of CLIP are random: speed does not depend on them. A ratio is the median of those of the rounds.
+Peers are torchvision's ImageFolder and DataLoader, timm, open_clip, CLIP_benchmark and scikit-learn (tests/requirements.txt), with
+glibc's allocator as it comes; a bare forward pass or step has ours. With REAL_DATA=FOLDER, of Fruits-360 and weights of mobilenet_v2,
+pictures are real; otherwise they are made, and the row says so. Weights of CLIP are random: speed does not depend on them. A ratio
+is the median of those of the rounds.
 """
 
 import argparse
 import contextlib
+import ctypes
 import datetime
 import io
 import json
@@ -95,6 +97,27 @@ def in_turns(args, *works, rounds=3, budget=60):
         if len(rows) > warm and (time.perf_counter() - began > budget or time.perf_counter() > args.until):
             break
     return np.array(rows[0 if args.quick else warm :])
+
+
+def as_usual(work):
+    """A work of others with memory as it comes: `common` keeps glibc from handing large tensors back to the system after each use."""
+
+    def usual(*args):
+        malloc(mmap_max=65536, trim=2**26)
+        try:
+            return work(*args)
+        finally:
+            malloc(mmap_max=0, trim=2**31 - 1)
+
+    return usual
+
+
+def malloc(mmap_max, trim):
+    """How many tensors of 32 MB or more, glibc's own limit once it has met such, may be mapped, and how much may lie free in the heap."""
+    if not any(name.startswith("MALLOC_") for name in os.environ):  # whoever sets these sets them for all
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+            for parameter, value in ((-3, 2**25), (-4, mmap_max), (-1, trim)):  # M_MMAP_THRESHOLD, M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+                ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def wait(device):
@@ -287,7 +310,7 @@ def beside_loops(args, folder, name, count, budget):
 
     model.encode_image(torch.zeros(min(count, model.batch), 3, 100, 100, dtype=torch.uint8))  # warms up
     works = [partial(keep, "ours", partial(ours, root, model)), lambda i: bare(model, model.visual, count)]
-    works += [partial(keep, peer, work) for peer, work in peers.items()]
+    works += [as_usual(partial(keep, peer, work)) for peer, work in peers.items()]
     works += [lambda i: bare(model, model.frozen, count)] * (model.frozen is not model.visual)
     times = in_turns(args, *works, budget=budget)
     what = f"features of {count:,} pictures {kind}, {name}, {str(model.dtype)[6:]}"
@@ -332,7 +355,7 @@ def large(args, folder):
         kept["theirs"] = folder_loop(folder / f"large-{i}/test", model, net)
 
     bare(model, model.frozen, min(count, model.batch))
-    times = in_turns(args, mine, theirs, rounds=either(args, parts, 1), budget=90)
+    times = in_turns(args, mine, as_usual(theirs), rounds=either(args, parts, 1), budget=90)
     same(kept["ours"], kept["theirs"])
     what = f"features of {len(times) * (count // parts):,} JPEGs of 1 to 12 megapixels, made, mobilenet_v2"
     yield rates(what, times, count // parts, PLAIN, 3)
@@ -380,7 +403,7 @@ def probe(args, folder):
         fit.fit(*inputs)
         found["theirs"] = fit.scores_.max()
 
-    times = in_turns(args, mine, theirs, rounds=either(args, 2, 1), budget=100)
+    times = in_turns(args, mine, as_usual(theirs), rounds=either(args, 2, 1), budget=100)
     what = f"linear probe: sweep and refit, {len(y):,} x {width:,}, {classes} classes, drawn; held-out {found['ours']:.4f}"
     yield seconds(what, times, f"scikit-learn's LogisticRegressionCV, same grid and split, {found['theirs']:.4f}", either(args, 5, 50))
 
@@ -423,7 +446,7 @@ def few(args, folder):
             found["seconds"] += (time.perf_counter() - began) * (1 if k >= each else len(seeds) / len(timed))
         found["loop"] = np.mean(right)
 
-    times = in_turns(args, mine, loop, budget=50, rounds=either(args, 3, 1))
+    times = in_turns(args, mine, as_usual(loop), budget=50, rounds=either(args, 3, 1))
     times[-1, 1] = found["seconds"]
     what = f"few-shot: linear, {len(shots)} numbers of labels x {len(seeds)} draws, {classes} classes, {width:,} wide, drawn; mean accuracy"
     yield seconds(f"{what} {found['linear']:.4f}", times, f"a loop over scikit-learn {found['loop']:.4f}", either(args, 5, 50))
@@ -552,7 +575,7 @@ def enlarging(args, folder):
             large.save(f"{file.stem}.png")
             shown["theirs"].append(np.asarray(large).astype(int))
 
-    times = in_turns(args, mine, theirs, budget=60)
+    times = in_turns(args, mine, as_usual(theirs), budget=60)
     apart = max(np.abs(a - b).max() for a, b in zip(shown["ours"], shown["theirs"]))
     what = f"upsample.py apply, SRGAN of {blocks} x {width}, 100 to 224 px, from file to file"
     yield rates(what, times, count, f"one image at a time, float32, at most {apart}/255 apart", either(args, 3, 20))

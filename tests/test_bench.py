@@ -1,6 +1,8 @@
 """bench/beside.py on next to nothing: each part runs, beside peers that come to the same, and the page keeps what people wrote."""
 
+import ctypes
 import importlib.util
+import platform
 
 import pytest
 import torch
@@ -59,6 +61,21 @@ def test_a_part_that_fails_is_named_and_the_others_are_measured(call, monkeypatc
     monkeypatch.setitem(beside.GOALS, "start", lambda args, folder: (_ for _ in [1 / 0]))
     code, out, _ = call(beside.main, "--quick", "--only", "start", "probe")
     assert code == 1 and "start: not measured: ZeroDivisionError" in out and "linear probe" in out
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_peers_have_memory_as_it_comes():
+    class Info(ctypes.Structure):  # mallinfo of malloc.h, whose fourth field counts what is mapped
+        _fields_ = [(f"field{i}", ctypes.c_int) for i in range(10)]
+
+    def mapped():
+        x = torch.empty(150 * 2**20)  # more than lies free in the heap; untouched it takes no memory
+        return x.numel() and mallinfo().field3
+
+    mallinfo = ctypes.CDLL(None).mallinfo
+    mallinfo.restype = Info
+    before = mallinfo().field3
+    assert [beside.as_usual(mapped)(), mapped()] == [before + 1, before]
 
 
 def test_peers_with_other_features_are_refused():
