@@ -153,13 +153,23 @@ for _stream in (sys.stdout, sys.stderr):
     with suppress(AttributeError):  # a notebook's
         _stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
-# glibc hands large tensors back to the system after each use, those of 32 MB or more in any case, and pays for fresh pages at the next:
-# up to a third of the time of a convolutional network. Two arenas, not one for each thread, save 25 to 40 MB; with a single one threads
-# wait for each other, a step of a small ViT twice as long
-if not any(name.startswith("MALLOC_") for name in os.environ):
-    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
-        for _parameter, _value in ((-4, 0), (-1, 2**31 - 1), (-8, 2)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-            ctypes.CDLL(None).mallopt(_parameter, _value)
+
+def _keep_memory(keep=True):
+    """Have glibc keep the memory of large tensors for the next ones, or else treat it as it comes. Who sets a MALLOC_ variable is heard.
+
+    It hands them back to the system after each use, those of 32 MB or more in any case, and pays for fresh pages at the next: up to a
+    third of the time of a convolutional network. Two arenas, not one for each thread, save 25 to 40 MB; with a single one threads wait for
+    each other, a step of a small ViT twice as long.
+    """
+    mapped, free = (0, 2**31 - 1) if keep else (65536, 2**26)
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+            # M_MMAP_THRESHOLD, M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
+            for parameter, value in ((-3, 2**25), (-4, mapped), (-1, free), (-8, 2)):
+                ctypes.CDLL(None).mallopt(parameter, value)
+
+
+_keep_memory()
 
 
 class _Printed:

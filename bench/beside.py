@@ -13,7 +13,6 @@ is the median of those of the rounds.
 
 import argparse
 import contextlib
-import ctypes
 import datetime
 import io
 import json
@@ -52,6 +51,7 @@ import toy
 import upsample
 from common import (
     CLIP,
+    _keep_memory as keep_memory,
     _read_image as read_image,
     fit,
     half_epochs,
@@ -100,24 +100,16 @@ def in_turns(args, *works, rounds=3, budget=60):
 
 
 def as_usual(work):
-    """A work of others with memory as it comes: `common` keeps glibc from handing large tensors back to the system after each use."""
+    """A work of others with memory as it comes, as where `common` is not imported."""
 
     def usual(*args):
-        malloc(mmap_max=65536, trim=2**26)
+        keep_memory(False)
         try:
             return work(*args)
         finally:
-            malloc(mmap_max=0, trim=2**31 - 1)
+            keep_memory()
 
     return usual
-
-
-def malloc(mmap_max, trim):
-    """How many tensors of 32 MB or more, glibc's own limit once it has met such, may be mapped, and how much may lie free in the heap."""
-    if not any(name.startswith("MALLOC_") for name in os.environ):  # whoever sets these sets them for all
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no such function
-            for parameter, value in ((-3, 2**25), (-4, mmap_max), (-1, trim)):  # M_MMAP_THRESHOLD, M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-                ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def wait(device):

@@ -32,7 +32,7 @@ toy.main()
 
 
 def live(world, number):
-    """Run the study of one world in this folder; summary.json is the last file that it writes."""
+    """Run the study of one world in this folder, own/summary.json at the end."""
     for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         (world / name).parent.mkdir(parents=True, exist_ok=True)
         copyfile(ROOT / name, world / name)
@@ -45,7 +45,6 @@ def live(world, number):
     for name, (command, check) in steps.items():
         with open(world / f"{name}.txt", "w", encoding="utf-8") as log:
             subprocess.run(command, cwd=world, stdout=log, stderr=subprocess.STDOUT, check=check)
-    (world / "own" / "summary.json").replace(world / "summary.json")
 
 
 def main():
@@ -57,9 +56,10 @@ def main():
     tests, failed = {}, {}
     for number in range(1, args.worlds + 1):
         world = args.folder.resolve() / str(number)
-        if not (world / "summary.json").exists():
+        summary = world / "own" / "summary.json"
+        if not summary.exists():
             live(world, number)
-        for row in json.loads((world / "summary.json").read_text(encoding="utf-8"))["rows"]:
+        for row in json.loads(summary.read_text(encoding="utf-8"))["rows"]:
             what = row["model"], row["method"], row["upsampling"], f"{row['labels']:g}"
             tests.setdefault(what, []).append(row["test"][0])
         for line in (world / "check.txt").read_text(encoding="utf-8").splitlines():
