@@ -3705,13 +3705,30 @@ def note_cut(captions, lengths, most):
         print(f"note: {cut} of {counted(len(captions), 'caption')} cut to {most} tokens, such as: {longest}...")
 
 
+def without_draws():
+    """Context in which a network is made with whatever its memory holds for weights, because all of them are about to be loaded.
+
+    To draw first ones at random takes as long as all else of loading a large network. Those that torch.nn.init draws in several steps,
+    which may look at what they have drawn, are drawn.
+    """
+
+    class WithoutDraws(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, call, types, args=(), kwargs=None):
+            if call in (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_):
+                return args[0] if args else kwargs["tensor"]
+            return call(*args, **(kwargs or {}))
+
+    return WithoutDraws()
+
+
 def _load_clip(name, path, state, act, known):
     """Encoder of one of OpenAI's CLIP models, or of a toy, in float32; fails where a file of others does not say its activation."""
     if not known and act is None:
         fail(f"--weights {path}: not OpenAI's file by hash; say --act quickgelu if it holds OpenAI's weights, --act gelu for LAION's")
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     try:
-        net = part_of_clip("model").build_model(dict(state)).float()
+        with without_draws():
+            net = part_of_clip("model").build_model(dict(state)).float()
         net.load_state_dict(state)  # once more, because build_model rounds through float16
     except Exception as error:  # whatever it is that these tensors make it raise
         fail(f"--weights {path}: not a CLIP checkpoint: {why(error)}")
@@ -3875,7 +3892,8 @@ def _imagenet_network(name, state):
         layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
         width = state["layer1.0.conv1.weight"].shape[0]
         side = math.isqrt(state["attnpool.positional_embedding"].shape[0] - 1)
-        net = part_of_clip("model").ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
+        with without_draws():
+            net = part_of_clip("model").ModifiedResNet(layers, state["attnpool.c_proj.weight"].shape[0], width // 2, 32 * side, width)
         net.load_state_dict(state)
         return net, net.input_resolution, *CLIP_COLOURS, net.output_dim
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -3883,7 +3901,8 @@ def _imagenet_network(name, state):
     options = {"image_size": size} if name.startswith("vit_") else {}
     if name in ("inception_v3", "googlenet"):  # their weights expect another normalisation, which this flag computes
         options = {"transform_input": True, "init_weights": False}
-    net = torchvision.models.get_model(name, weights=None, **options)
+    with without_draws():
+        net = torchvision.models.get_model(name, weights=None, **options)
     # the last 1000-way layer goes; what is left ends in pooling and flattening, so features are (B, width)
     layer, last = [(n, m) for n, m in net.named_modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == 1000][-1]
     parent, _, leaf = layer.rpartition(".")

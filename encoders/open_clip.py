@@ -5,7 +5,7 @@ import logging
 from functools import cache, reduce
 from pathlib import Path
 
-from common import Encoder, View, fail, hub_file, note_cut, read_weights
+from common import Encoder, View, fail, hub_file, note_cut, read_weights, without_draws
 
 PACKAGES = "open_clip_torch transformers"
 
@@ -35,7 +35,8 @@ def load(name, weights):
     about, state = read_weights(weights)
     quick = bool(tag and known[0].get("quick_gelu"))
     logging.disable(logging.WARNING)  # "initialized randomly"
-    net = open_clip.create_model(arch, force_quick_gelu=quick, force_preprocess_cfg=ways[0], pretrained_text=False)
+    with without_draws():
+        net = open_clip.create_model(arch, force_quick_gelu=quick, force_preprocess_cfg=ways[0], pretrained_text=False)
     logging.disable(logging.NOTSET)
     if about:  # of finetune.py
         net.load_state_dict({key: t for key, t in state.items() if not key.startswith("head.")})

@@ -3,8 +3,9 @@
 import difflib
 import math
 import sys
+from contextlib import nullcontext
 
-from common import Encoder, View, fail, hub_file, read_weights
+from common import Encoder, View, fail, hub_file, read_weights, without_draws
 
 PACKAGES = "timm"
 
@@ -25,7 +26,8 @@ def load(name, weights):
     if repo and not weights:
         weights = hub_file(f"timm:{name}", repo, "model.safetensors", "pytorch_model.bin")
     try:
-        net = timm.create_model(name, pretrained=not weights, num_classes=0)
+        with without_draws() if weights else nullcontext():
+            net = timm.create_model(name, pretrained=not weights, num_classes=0)
     except Exception as error:
         fail(f"--model timm:{name}: cannot be had ({type(error).__name__}); fetch its weights elsewhere, pass them by --weights")
     if weights:
