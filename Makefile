@@ -242,7 +242,7 @@ test: | $(TEST_ENV)
 	$(MAKE) --no-print-directory -j2 test-slow test-rest
 
 # at the same time, each on a core of its own
-SLOW := $(wildcard tests/test_d*.py tests/test_e*.py tests/test_m*.py tests/test_p*.py tests/test_u*.py)
+SLOW := $(wildcard tests/test_[bcdemsz]*.py)
 test-slow:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not slow" $(SLOW)
 test-rest:

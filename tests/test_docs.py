@@ -157,6 +157,8 @@ def here(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(made / "torch"))
+    few = (100, *torchvision.datasets.FakeData.__init__.__defaults__[1:])  # pictures, of 1,000
+    monkeypatch.setattr(torchvision.datasets.FakeData.__init__, "__defaults__", few)
     (file,) = (made / "torch/hub/checkpoints").iterdir()
     monkeypatch.setattr(torchvision.models.get_model_weights("mobilenet_v2").DEFAULT.value, "url", f"https://none/{file.name}")
     return tmp_path

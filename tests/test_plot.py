@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -320,7 +319,7 @@ def test_draws_from_results_alone_at_the_width_of_a_readme(woods, tmp_path, monk
 
 def texts(fig):
     """{text: its box in pixels} of all that is written in a figure, ticks inside their axes alone, as (text, box)."""
-    FigureCanvasAgg(fig).draw()
+    fig.draw_without_rendering()
     found = []
     for text in fig.findobj(Text):
         if text.get_visible() and text.get_text().strip():

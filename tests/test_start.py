@@ -43,17 +43,13 @@ def test_what_make_starts_hears_ctrl_c_before_it_imports_what_takes_long(program
     assert not {"numpy", "torch", "torchvision", "PIL", "clip", "tqdm"} & {*order[: min(ours)]}
 
 
-def test_clip_needs_no_torchvision_and_with_it_no_compiler(world):
-    for _ in ("decodes and computes", "takes all from the cache"):
-        names, out = imported("zero_shot", "--data", "tiny", "--model", "toy-ViT", "--out", "r.json", cwd=world)
+def test_clip_needs_no_torchvision_and_with_it_no_compiler_nor_does_an_optimizer(world):
+    """One decodes pictures and trains, the other has them decoded and computes."""
+    data = ("--data", "tiny", "--model", "toy-ViT", "--out", "r.json")
+    for script, more in (("finetune", ("--method", "cs", "--epochs", "1", "--batch", "8")), ("zero_shot", ())):
+        names, out = imported(script, *data, *more, cwd=world)
         assert "top-1" in out and "torch" in names
         assert not {"torchvision", "torch._dynamo", "matplotlib", "pkg_resources"} & names
-
-
-def test_an_optimizer_brings_no_compiler(world):
-    run = ("--data", "tiny", "--model", "toy-ViT", "--method", "cs", "--epochs", "1", "--batch", "8")
-    names, out = imported("finetune", *run, cwd=world)
-    assert "top-1" in out and "torch" in names and "torch._dynamo" not in names
 
 
 def test_an_optimizer_without_the_compiler_is_still_adamw():

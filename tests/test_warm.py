@@ -25,17 +25,20 @@ if __name__ == "__main__":
 """
 
 
-def start(folder, recipe, **pipes):
-    """make in a folder, its recipe being run as forks; {} is the script."""
+LIGHT = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import warm; warm.NEEDED = (); warm.main()"
+
+
+def start(folder, recipe, light=True, **pipes):
+    """make in a folder, its recipe being run as forks, of a process that has imported little if `light`; {} is the script."""
     (folder / "script.py").write_text(SCRIPT)
     (folder / "Makefile").write_text("all:\n" + "".join(f"\t@{line.format(f'{sys.executable} script.py')}\n" for line in recipe))
-    command = [sys.executable, ROOT / "bench" / "warm.py", "--while", "make"]
+    command = [sys.executable, *(["-c", LIGHT] if light else [ROOT / "bench" / "warm.py"]), "--while", "make"]
     command += [f"SHELL={sys.executable}", f".SHELLFLAGS={ROOT / 'bench' / 'warm.py'}"]
     return subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **pipes)
 
 
 def ended(folder, recipe):
-    running = start(folder, recipe, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = start(folder, recipe, False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return *running.communicate(timeout=60), running.returncode
 
 
