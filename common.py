@@ -436,6 +436,21 @@ def _kept_json(path):
     return value
 
 
+def _keep_array(path, x):
+    """A .npz for the cache, because it has checksums."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, x=x)
+
+
+def _kept_array(path):
+    """What _keep_array wrote; raises whatever it is where that is damaged, or not finite."""
+    with np.load(path) as file:
+        x = file["x"]
+    if not np.isfinite(x).all():
+        raise ValueError("not finite")
+    return x
+
+
 def _kept(path, read):
     """read(path) of a file of the cache; None, to make it anew, where it is absent, or damaged, which a note says and ends."""
     try:
@@ -1007,7 +1022,7 @@ def hold_out(images, seed):
 
 # ---- models -----------------------------------------------------------------------------------------------------
 
-_CHUNK = 2048  # images per cache file: an interrupted run loses that which is made, a killed one perhaps that which is written too
+_CHUNK = 2048  # images or captions a cache file: an interrupted run loses that which is made, a killed one perhaps that which is written
 _NO_LIMIT = 2**31
 
 
@@ -1197,11 +1212,7 @@ class Model:
         batch = from_first_rank(lambda: self.batch)
 
         def read(path):
-            with np.load(path) as file:  # a .npz, because it has checksums
-                part.copy_(torch.from_numpy(file["x"].reshape(part.shape)))
-            if not part.isfinite().all():
-                raise ValueError("not finite")
-            return part
+            return part.copy_(torch.from_numpy(_kept_array(path).reshape(part.shape)))
 
         def pixels(first):
             return self.sent(images[first : min(first + batch, stop)])
@@ -1217,8 +1228,7 @@ class Model:
             with held:
                 self.finite(part.copy_(x), "features")  # waits for the device
                 if not _RANK:
-                    with atomic(path) as temporary, open(temporary, "wb") as file:
-                        np.savez(file, x=part.numpy())
+                    _keep_array(path, part.numpy())
 
         # a file for each chunk, so that a run that is cut off loses little; written while the next one is made
         found, kept = torch.empty(len(images), self.width), None
@@ -1241,25 +1251,47 @@ class Model:
             dist.broadcast(found, 0)
         return found.to(self.device), images.labels.to(self.device)
 
-    def embed(self, captions, batch=512):
-        """Unit-length float32 (len(captions), E) on the device. Fails where the model has no text side."""
+    def embed(self, captions, keep=False):
+        """Unit-length float32 (len(captions), E) on the device. Fails where the model has no text side.
+
+        With `keep` they are cached, as features are, unless the text side may have other weights than those that are known.
+        """
         if not self.has_text:
             fail(f"--model {self.name}: has no text side; zero-shot and prompts need one, such as that of ViT-B/32")
         try:
             tokens = self.tokenizer([_said(caption) for caption in captions])
         except Exception as error:  # of a FILE.py, which may have to download it
             fail(f"--model {self.name}: its tokenizer fails: {type(error).__name__}: {why(error)}")
-        batches = progress(tokens.split(batch), f"{self.name} captions", "batch")
-        z = torch.cat([self.encode_text(t) for t in batches])
-        return F.normalize(self.finite(z, "embeddings of captions"), dim=1)
+        batch = 64 if self.device.type == "cpu" else 512  # as with pictures
 
-    def classifier(self, words, templates, type="", each=False):
+        def encode(part):
+            # short captions with short ones: how many tokens all of a batch have is the longest one's affair
+            lengths = part.argmax(1) + 1 if self.tokenizer is clip_tokens else torch.full((len(part),), part.shape[1])
+            order, found = lengths.argsort(stable=True), []
+            for rows in order.split(batch):
+                found.append(self.encode_text(part[rows, : lengths[rows[-1]]]))
+                bar.update(len(rows))
+            return self.finite(torch.cat(found)[order.argsort()], "embeddings of captions")
+
+        def kept(part):
+            path = Path(f"cache/captions/{spelled(self.name)}-{digest([part.tolist(), batch, *pipeline])}.npz")
+            z = _kept_or_made(path, _kept_array, lambda: _keep_array(path, encode(part).cpu().numpy()))
+            return torch.from_numpy(z).to(self.device)
+
+        pipeline = [self.name, self.sha256, self.act, str(self.dtype), self.device.type, torch.__version__, self.code]
+        known = self.net is not None and getattr(self.text, "__self__", None) is self.net
+        with progress(None, f"{self.name} captions", "caption", len(captions)) as bar:
+            z = torch.cat([(kept if keep and known else encode)(part) for part in tokens.split(_CHUNK)])
+        return F.normalize(z, dim=1)
+
+    def classifier(self, words, templates, type="", each=False, keep=True):
         """Unit-length (C, E): the normalised mean of the embeddings of each class's captions, one a template.
 
-        `templates` hold {} for one of the `words`, C of them, and may hold {type}. With `each`, (T, C, E) before the mean.
+        `templates` hold {} for one of the `words`, C of them, and may hold {type}. With `each`, (T, C, E) before the mean. `keep` is of
+        `embed`.
         """
         captions = [t.replace("{type}", type).replace("{}", w) for t in templates for w in words]
-        z = self.embed(captions).view(len(templates), len(words), -1)
+        z = self.embed(captions, keep=keep).view(len(templates), len(words), -1)
         return z if each else F.normalize(z.mean(0), dim=1)
 
     def centre_and_spread(self, x):
@@ -2215,7 +2247,8 @@ def use_saved(args, batch=None):
 
     # a linear layer on features as they come or of unit length, or captions
     if unit := told.get("method") == "cs":
-        z = model.classifier(told["words"], told["prompts"], told["type"])  # first, because it fails where there is no text side
+        # first, because it fails where there is no text side
+        z = model.classifier(told["words"], told["prompts"], told["type"], keep=False)
         scale = tensors.get("head.logit_scale", model.log_scale).to(model.device).clamp(max=math.log(100)).exp()
         weight = scale * z
         bias = torch.zeros(len(weight), device=model.device)

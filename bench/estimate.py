@@ -69,7 +69,7 @@ def costs(model, data, n):
     looks = 2 * EPOCHS * n["held"] + 3 * n["test"]
     return {
         "zero_shot": classes * caption + n["test"] * image,
-        "prompts": templates * (2 * classes * caption + CHOOSING * evaluation / 2) + (n["all"] - n["test"]) * image,
+        "prompts": templates * (classes * caption + CHOOSING * evaluation / 2) + (n["all"] - n["test"]) * image,
         "linear_probe": n["probes"] * sweep + n["all"] * image,
         "few_shot": sweep * FEW_SHOT * (3 if model.has_text else 1),
         "finetune": (STEP * EPOCHS * n["learn"] + looks + ALPHAS * n["held"]) * image,

@@ -428,10 +428,10 @@ def test_processes_do_not_outlive_a_killed_run(tmp_path):
 
 
 def test_a_disk_that_fills_is_a_line(world, tmp_path):
-    """As large as the pixels, but not as the header before them: it fills while they are written through memory."""
+    """As large as the captions and the pixels, but not as the header before these: it fills while they are written through memory."""
     script = """
         mount -t tmpfs -o size=1m none cache && mkdir cache/images || exit 77
-        head -c $((1048576 - 4 * 8 * 32 * 32 * 3 - 4096)) /dev/zero > cache/full
+        head -c $((1048576 - 4 * 8 * 32 * 32 * 3 - 2 * 4096)) /dev/zero > cache/full
         exec "$@"
     """
     Path("cache").mkdir()
@@ -456,7 +456,7 @@ def test_a_damaged_cache_is_made_anew(world, call, how):
     first = call(zero_shot.main, "--data", "tiny", "--model", "toy-RN")
     assert first[0] == 0
     files = sorted(f for f in Path("cache").rglob("*") if f.is_file() and f.suffix in (".npy", ".npz", ".json"))
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         whole = file.read_bytes()
         damage(file, how)

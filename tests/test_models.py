@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import tracemalloc
 from pathlib import Path
 
@@ -362,6 +363,54 @@ def test_interrupted_features_go_on(world, monkeypatch):
     again, _ = model.features(images)
     assert torch.equal(whole, again) and sum(seen) == 12
     assert not list((world / "cache").rglob(".*"))
+
+
+@pytest.fixture
+def read_captions(monkeypatch):
+    """How many captions a network has been given, one number a batch."""
+    counts, encode = [], common.Model.encode_text
+    monkeypatch.setattr(common.Model, "encode_text", lambda self, tokens: counts.append(len(tokens)) or encode(self, tokens))
+    return counts
+
+
+def test_captions_are_kept_under_all_that_they_depend_on(world, read_captions, capsys):
+    words, templates = ["red apple", "plum"], ["a {}.", "many {}, a type of {type}."]
+    model = load_model("toy-ViT", "cpu", precision="float32")
+    first = model.classifier(words, templates, "fruit", each=True)
+    assert read_captions == [4]
+    assert torch.equal(model.classifier(words, templates, "fruit"), F.normalize(first.mean(0), dim=1)) and read_captions == [4]
+    model.classifier(words, templates, "fruit", keep=False)
+    model.embed(["a plum"])
+    assert read_captions == [4, 4, 1]  # whose captions these are is not known
+    torch.save(random_weights("toy-ViT", seed=1), world / "other.pt")
+    others = [
+        load_model("toy-ViT", "cpu", world / "other.pt", "float32"),
+        load_model("toy-ViT", "cpu", precision="bf16"),
+        load_model("toy-ViT", "cpu", "weights/toy-ViT.pt", "float32", act="gelu"),
+        load_model("toy-RN", "cpu", precision="float32"),
+    ]
+    for other in others:
+        assert not torch.equal(other.classifier(words, templates, "fruit", each=True), first)
+    assert not torch.equal(model.classifier(words, templates, "bird", each=True), first)
+    assert len(read_captions) == 8
+    for file in (world / "cache/captions").iterdir():
+        file.write_bytes(file.read_bytes()[:-99])
+    assert torch.equal(model.classifier(words, templates, "fruit", each=True), first)
+    assert len(read_captions) == 9 and capsys.readouterr().out.count("is damaged") == 1
+    # of a text side that is not a part of the network its weights are not known
+    model.text = lambda tokens: 2 * F.one_hot(tokens[:, 1] % 64, 64)
+    assert not torch.equal(model.classifier(words, templates, "fruit", each=True), first) and len(read_captions) == 10
+
+
+def test_interrupted_captions_go_on(world, read_captions, monkeypatch):
+    monkeypatch.setattr(common, "_CHUNK", 4)
+    words, templates = ["red apple", "plum", "blue melon"], ["a {}.", "many {}.", "the {}.", "a small {}."]
+    model = load_model("toy-RN", "cpu", precision="float32")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "finite", lambda x, what: x if len(read_captions) < 3 else signal.raise_signal(signal.SIGINT))
+        model.classifier(words, templates)
+    model.classifier(words, templates)
+    assert read_captions == [4, 4, 4, 4] and not list((world / "cache").rglob(".*"))
 
 
 @pytest.mark.parametrize(
