@@ -33,7 +33,7 @@ And these, where they are needed:
     read_result(file) -> record, arrays               what report wrote; seal(record, file) is what makes it so
     parallel, dealt, from_first_rank, first_rank_goes_on    what several processes do together, or the first for all: torchrun
     note_cut, hub_file                for a FILE.py: how many captions its tokenizer cuts; a file of the Hugging Face hub
-    find_copies(test, train)          which pictures of one split are in another
+    kept_copies(test, train, device)  which pictures of one split are in another
     read_templates(prompts)           what --prompts and --templates name
     data.picture(path), read_rgb, image_sizes, native_size, upsample      pictures, wherever they lie
     read_ahead                        reads them while others are used
@@ -3497,26 +3497,39 @@ def find_copies(test, train, device="cpu", block=_BLOCK):
     saved as JPEG or brightened. Cut by up to 2 % a side half are found, by 5 % nearly none. Where both are the same object no image is
     a copy of itself.
     """
-    found = []
-    for first, x in _thumbnail_blocks(test, device, block):
-        mark, labels = _marks(x), test.labels[first : first + len(x)].to(device)
-        best = {same: (x.new_zeros(len(x), dtype=torch.float32), labels * 0, labels < 0) for same in (True, False)}
-        for start, y in _thumbnail_blocks(train, device, block):
-            cosine, mirrored = _similarity(mark, _marks(y))
-            if test is train and start == first:
+    blocks = [(slice(first, first + len(x)), _marks(x)) for first, x in _thumbnail_blocks(test, device, block)]
+    labels = test.labels.to(device)
+    best = {same: (torch.zeros(len(labels), device=device), labels * 0, labels < 0) for same in (True, False)}
+    for start, y in _thumbnail_blocks(train, device, block):
+        theirs, their_labels = _marks(y), train.labels[start : start + len(y)].to(device)
+        for rows, ours in blocks:
+            cosine, mirrored = _similarity(ours, theirs)
+            if test is train and start == rows.start:
                 cosine.fill_diagonal_(0)
-            same_label = labels[:, None] == train.labels[start : start + len(y)].to(device)
-            for same, (high, where, turned) in best.items():
+            if cosine.max().item() <= _COPY:  # as between most classes
+                continue
+            same_label = labels[rows, None] == their_labels
+            for same, values in best.items():
+                high, where, turned = (value[rows] for value in values)  # parts of these, which are written to
                 value, i = cosine.masked_fill(same_label != same, 0).max(1)
                 better = value > high  # of equals the first
-                turn = mirrored.gather(1, i[:, None])[:, 0]
-                best[same] = value.maximum(high), torch.where(better, i + start, where), torch.where(better, turn, turned)
-        for same, values in best.items():
-            for i, (value, where, turned) in enumerate(zip(*(t.tolist() for t in values))):
-                if value > _COPY:
-                    pair = {"test": first + i, "train": where, "similarity": value, "mirrored": turned}
-                    found.append(pair | {"same_label": same})
+                turned[better] = mirrored.gather(1, i[:, None])[better, 0]
+                where[better] = i[better] + start
+                high[better] = value[better]
+    found = []
+    for same, values in best.items():
+        for i, (value, where, turned) in enumerate(zip(*(part.tolist() for part in values))):
+            if value > _COPY:
+                found.append({"test": i, "train": where, "similarity": value, "mirrored": turned, "same_label": same})
     return sorted(found, key=lambda pair: pair["test"])
+
+
+def kept_copies(test, train, device):
+    """find_copies, found once for all encoders."""
+    told = [[hashlib.sha256(i.thumbnails).hexdigest(), i.rows.tolist(), i.labels.tolist()] for i in (test, train)]
+    key = digest([told, test is train, _COPY, _WAVES, torch.device(device).type, torch.__version__])
+    path = Path(f"cache/copies/{test.name}-{train.name}-{key}.json")
+    return _kept_or_made(path, _kept_json, lambda: _keep_json(path, find_copies(test, train, device)))
 
 
 def _clusters(images, block=_BLOCK):

@@ -25,8 +25,8 @@ from common import (
     draw_pictures,
     ending,
     evaluate,
-    find_copies,
     first_rank_goes_on,
+    kept_copies,
     load,
     measure_calibration,
     natural,
@@ -251,13 +251,12 @@ def out_of_sample(images, x, y, held, seed):
 
 
 def search_copies(images, right, device):
-    """(metrics of the test images that are copies of training images, and of what is left without them; these copies as find_copies
-    gives them). Says which.
+    """Metrics of the test images that are copies of training images, and of what is left without them. Says which.
 
     right (N,): which test images the probe names right.
     """
     test, train = images["test"], images["train"]
-    pairs = find_copies(test, train, device)
+    pairs = kept_copies(test, train, device)
     copies = torch.zeros(len(test), dtype=torch.bool)
     copies[[p["test"] for p in pairs]] = True
     left = right[~copies]
@@ -278,7 +277,7 @@ def search_copies(images, right, device):
     if pairs:
         without = f"{left.double().mean():.3f}" if len(left) >= FEW else "too few left"
         print(f"without them    {without}   {counted(len(left), 'image')}")
-    return metrics, pairs
+    return metrics
 
 
 def write_list(file, header, rows, sheet):
@@ -308,12 +307,11 @@ def identical(images, a, b):
     return np.array_equal(*small) and (whole[0].shape != whole[1].shape or np.array_equal(*whole))
 
 
-def find_pairs(images, device, copies=None):
+def find_pairs(images, device):
     """[(a, b, pair)] of pictures of all splits that are copies; a and b are (split, position), pair as in find_copies.
 
     Each picture with its best match in each split, of its own label and of another. Those whose labels contradict each other
-    come first, of these the identical ones, which `exact` says; the more similar before others. `copies` are those of test in
-    train, where they are known.
+    come first, of these the identical ones, which `exact` says; the more similar before others.
     """
     pairs, splits = {}, list(images)
     for i, later in enumerate(splits):
@@ -321,8 +319,7 @@ def find_pairs(images, device, copies=None):
             if earlier == later and len(images[later]) > LARGE:
                 print(f"note: pairs within {later} are not looked for, because it has more than {LARGE:,} images")
                 continue
-            known = copies is not None and (later, earlier) == ("test", "train")
-            for pair in copies if known else find_copies(images[later], images[earlier], device):
+            for pair in kept_copies(images[later], images[earlier], device):
                 a, b = (earlier, pair["train"]), (later, pair["test"])
                 a, b = sorted((a, b)) if earlier == later else (a, b)
                 exact = not pair["mirrored"] and pair["similarity"] > IDENTICAL and identical(images, a, b)
@@ -330,9 +327,9 @@ def find_pairs(images, device, copies=None):
     return sorted(pairs.values(), key=lambda p: (p[2]["same_label"], not p[2]["exact"], -round(p[2]["similarity"], 4)))
 
 
-def search_pairs(data, images, device, copies, listed):
+def search_pairs(data, images, device, listed):
     """Says how many pictures lie in the data twice, and which of them under two labels; writes `listed`, or nothing without a name."""
-    pairs = find_pairs(images, device, copies)
+    pairs = find_pairs(images, device)
 
     def named(split, i):
         return images[split].paths[i], split, data.classes[images[split].labels[i]]
@@ -466,9 +463,8 @@ def main():
     if "val" not in images:
         print("note: the probe has learnt from all of train; its confidence is that of the heads which have not seen these images")
     logits = torch.addmm(bias, x["test"], weight.T)
-    left, copies = search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device)
-    metrics |= left
-    search_pairs(data, images, model.device, copies, args.out and Path(args.out).with_name(f"{Path(args.out).stem}-pairs.csv"))
+    metrics |= search_copies(images, (logits.argmax(1) == y["test"]).cpu(), model.device)
+    search_pairs(data, images, model.device, args.out and Path(args.out).with_name(f"{Path(args.out).stem}-pairs.csv"))
     print("all test images")
     metrics |= evaluate(logits, y["test"], data.classes, images["test"].clusters)
     metrics["calibration"] = measure_calibration(fitted, logits, y["test"], data.classes, unseen.clusters, args.reject)

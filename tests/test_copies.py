@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 
+import common
 import linear_probe
 import toy
 from common import Images, _clusters as clusters, _load_images as load_images, _read_image as read_image, find_copies, load_data
@@ -86,6 +87,28 @@ def test_blocks_give_the_same_as_all_at_once(tmp_path):
     assert strip[0] == strip[1]
     assert [p["same_label"] for p in whole if p["test"] == 4] == [True, False]  # the same picture under two labels
     assert torch.equal(clusters(train), clusters(train, block=6))
+
+
+def test_copies_are_looked_for_once_for_all_encoders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.stack(thumbnails(scenes(6), tmp_path))
+    train, test = as_images(x[:4], [0, 0, 1, 1]), as_images(x[2:], [1, 1, 0, 0])
+    asked = []
+    monkeypatch.setattr(common, "find_copies", lambda *args: asked.append(args) or find_copies(*args))
+    first = common.kept_copies(test, train, "cpu")
+    assert first == find_copies(test, train) != [] and common.kept_copies(test, train, "cpu") == first and len(asked) == 1
+    others = [
+        (test, replace(train, thumbnails=255 - train.thumbnails)),
+        (test, replace(train, labels=1 - train.labels)),
+        (test.take([0, 2]), train),
+        (train, train),  # of which none is a copy of itself
+        (train, replace(train)),
+    ]
+    for i, pair in enumerate(others):
+        assert common.kept_copies(*pair, "cpu") == find_copies(*pair) != first and len(asked) == 2 + i
+    for file in (tmp_path / "cache/copies").iterdir():
+        file.write_text(file.read_text().replace("0.9", "0.8"))
+    assert common.kept_copies(test, train, "cpu") == first and len(asked) == 7
 
 
 def test_clusters_join_copies_within_a_class_only(tmp_path):
