@@ -1262,7 +1262,7 @@ class Model:
             tokens = self.tokenizer([_said(caption) for caption in captions])
         except Exception as error:  # of a FILE.py, which may have to download it
             fail(f"--model {self.name}: its tokenizer fails: {type(error).__name__}: {why(error)}")
-        batch = 64 if self.device.type == "cpu" else 512  # as with pictures
+        batch = 64 if self.device.type == "cpu" else 512  # more activations a CPU would fetch from memory
 
         def encode(part):
             # short captions with short ones: how many tokens all of a batch have is the longest one's affair
@@ -3528,7 +3528,7 @@ def kept_copies(test, train, device):
     """find_copies, found once for all encoders."""
     told = [[hashlib.sha256(i.thumbnails).hexdigest(), i.rows.tolist(), i.labels.tolist()] for i in (test, train)]
     key = digest([told, test is train, _COPY, _WAVES, torch.device(device).type, torch.__version__])
-    path = Path(f"cache/copies/{test.name}-{train.name}-{key}.json")
+    path = Path(f"cache/copies/{test.name}-{train.name.rpartition('-')[2]}-{key}.json")
     return _kept_or_made(path, _kept_json, lambda: _keep_json(path, find_copies(test, train, device)))
 
 
