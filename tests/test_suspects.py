@@ -101,7 +101,7 @@ def test_probabilities_are_of_images_that_were_not_fitted():
     rng = torch.Generator().manual_seed(1)
     x, fold = torch.randn(60, 5, generator=rng).double(), torch.arange(60) // 20
     p, judged = cross_validated(x, y, fold, 0.1, 7)
-    weight, bias = logistic_regression(x[fold != 1], y[fold != 1], 0.1, x.new_zeros(7, 5), x.new_zeros(7))
+    weight, bias = logistic_regression(x[fold != 1], y[fold != 1], 0.1, x.new_zeros(7, 5), x.new_zeros(7), change=linear_probe.CHANGE)
     assert torch.allclose(p[20:40], (x @ weight.T + bias).softmax(1)[20:40])
     assert judged.all()
     y[3] = 6  # the only one of its class
