@@ -32,7 +32,8 @@ And these, where they are needed:
                                       conformal_scores, conformal_quantile and reliability
     read_result(file) -> record, arrays               what report wrote; seal(record, file) is what makes it so
     parallel, dealt, from_first_rank, first_rank_goes_on    what several processes do together, or the first for all: torchrun
-    note_cut, hub_file                for a FILE.py: how many captions its tokenizer cuts; a file of the Hugging Face hub
+    note_cut, hub_file, without_draws    for a FILE.py: how many captions its tokenizer cuts; a file of the Hugging Face hub; while a
+                                      network is made whose weights are all about to be loaded
     kept_copies(test, train, device)  which pictures of one split are in another
     read_templates(prompts)           what --prompts and --templates name
     data.picture(path), read_rgb, image_sizes, native_size, upsample      pictures, wherever they lie
@@ -1003,6 +1004,11 @@ class Images:
             name = self.name.rpartition("-")[0]  # without the split
             fail(f"--data {name}: one image or group a class, none can be held out to choose by; few_shot.py needs none")
         return held
+
+    @cached_property
+    def shown(self):
+        """Digest of all that a search for copies goes by."""
+        return digest([hashlib.sha256(self.thumbnails).hexdigest(), self.rows.tolist(), self.labels.tolist()])
 
     @cached_property
     def clusters(self):
@@ -3526,8 +3532,7 @@ def find_copies(test, train, device="cpu", block=_BLOCK):
 
 def kept_copies(test, train, device):
     """find_copies, found once for all encoders."""
-    told = [[hashlib.sha256(i.thumbnails).hexdigest(), i.rows.tolist(), i.labels.tolist()] for i in (test, train)]
-    key = digest([told, test is train, _COPY, _WAVES, torch.device(device).type, torch.__version__])
+    key = digest([test.shown, train.shown, test is train, _COPY, _WAVES, torch.device(device).type, torch.__version__])
     path = Path(f"cache/copies/{test.name}-{train.name.rpartition('-')[2]}-{key}.json")
     return _kept_or_made(path, _kept_json, lambda: _keep_json(path, find_copies(test, train, device)))
 
