@@ -1116,7 +1116,7 @@ class Model:
         self.view = _as_view(self.view)
         self.size = self.view.size
         self.shift, self.scale = (torch.tensor(v).view(3, 1, 1).to(self.device) for v in (self.mean, self.std))
-        self._folded = None
+        self._frozen, self._frozen_text, self._still = None, None, False
         self._fullest = 0  # images in the largest batch that it has computed
         self._sending = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -1147,6 +1147,12 @@ class Model:
         x.record_stream(torch.cuda.default_stream(self.device))  # or its memory would be taken for free too early
         return x
 
+    @property
+    def rounded(self):
+        """What weights may be rounded to for good: those of a FILE.py stay, whose code may do with them what it likes."""
+        known = type(self.visual).__module__.partition(".")[0] in ("clip", "timm", "torchvision")
+        return self.dtype if known else torch.float32
+
     def autocast(self):
         """Context in which the network computes in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -1167,13 +1173,39 @@ class Model:
 
     @property
     def frozen(self):
-        """`visual` as it is fastest: with its batch norms folded away, where all can be; while it is trained, as it is."""
-        if any(p.requires_grad for p in self.visual.parameters()):
-            self._folded = None  # it will have other weights
+        """`visual` as it is fastest (`_quick`); while it is trained, as it is, but for where it stands `still`."""
+        if not self._still and any(p.requires_grad for p in self.visual.parameters()):
+            self._frozen = None  # it will have other weights
             return self.visual
-        if self._folded is None:
-            self._folded = _fold(self.visual) if _foldable(self.visual) else self.visual
-        return self._folded
+        if self._frozen is None:
+            self._frozen = _quick(self.visual, self.rounded)
+        return self._frozen
+
+    @contextmanager
+    def still(self):
+        """Context in which no weight changes, although the network is trained: images are encoded as those of a frozen one are."""
+        self._still, self._frozen = True, None
+        try:
+            yield
+        finally:
+            self._still, self._frozen = False, None
+
+    @property
+    def _text_is_frozen(self):
+        own = type(self.net).__module__ == "clip.model" and getattr(self.text, "__self__", None) is self.net
+        return own and not any(p.requires_grad for name, p in self.net.named_parameters() if not name.startswith("visual."))
+
+    @property
+    def frozen_text(self):
+        """`text` in the same way, where it is that of CLIP's own network."""
+        if not self._text_is_frozen:
+            self._frozen_text = None
+            return self.text
+        if self._frozen_text is None:
+            net = copy.copy(self.net)  # a network of the same tensors
+            net._modules = dict(net._modules, transformer=_quick(net.transformer, self.rounded))
+            self._frozen_text = net.encode_text
+        return self._frozen_text
 
     def encode_image(self, x):
         """uint8 (B, 3, S, S) -> float32 (B, width), on the device; in halves where the memory does not suffice for all at once."""
@@ -1201,7 +1233,7 @@ class Model:
     def encode_text(self, tokens):
         """Tokens (B, T) -> float32 (B, E), on the device."""
         with torch.inference_mode(), self.autocast():
-            return self.text(tokens.to(self.device)).float()
+            return self.frozen_text(tokens.to(self.device)).float()
 
     def features(self, images):
         """float32 features (N, width) and labels int64 (N,) on the device.
@@ -1210,8 +1242,8 @@ class Model:
         """
         # whatever a feature depends on is in its key: a wrong hit would be a wrong number that nobody sees
         pipeline = [self.name, self.sha256, self.act, self.kind, asdict(self.view), self.mean, self.std, str(self.dtype), self.device.type]
-        if _foldable(self.visual) and not any(p.requires_grad for p in self.visual.parameters()):  # not folded yet, all may be cached
-            pipeline += ["folded"]
+        if not any(p.requires_grad for p in self.visual.parameters()):  # as `frozen`, which is not made yet: all may be cached
+            pipeline += ["folded"] * bool(_foldable(self.visual)) + ["quick"] * bool(_quick_gelus(self.visual))
         key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__, self.code])
         folder = Path(f"cache/features/{images.name}-{spelled(self.name)}-{key}")
         _same_in_all_ranks(f"features of {images.name} by {self.name}", key)
@@ -1285,6 +1317,7 @@ class Model:
             return torch.from_numpy(z).to(self.device)
 
         pipeline = [self.name, self.sha256, self.act, str(self.dtype), self.device.type, torch.__version__, self.code]
+        pipeline += ["quick"] * (self._text_is_frozen and bool(_quick_gelus(self.net)))
         known = self.net is not None and getattr(self.text, "__self__", None) is self.net
         with progress(None, f"{self.name} captions", "caption", len(captions)) as bar:
             z = torch.cat([(kept if keep and known else encode)(part) for part in tokens.split(_CHUNK)])
@@ -3886,24 +3919,69 @@ def _load_file(name, weights, act):
     return encoder, _tensors_sha256(state), [file_sha256(file), *versions], about
 
 
+# of these a convolution is called conv2, and the batch norm behind it bn2; of others only those are known that lie in a Sequential
+_NUMBERED = (
+    "clip.model",
+    "open_clip.modified_resnet",
+    "timm.models.resnet",
+    "torchvision.models.resnet",
+    "torchvision.models.inception",
+    "torchvision.models.googlenet",
+)
+
+
 def _foldable(net):
-    """[(Sequential, position)] of the convolutions behind which the batch norms of a network lie; [] if one lies elsewhere, or learns."""
+    """[(module, names of a convolution and of the batch norm behind it)] of a network; [] if one lies elsewhere, or learns."""
     pairs = []
-    for part in [m for m in net.modules() if type(m).forward is nn.Sequential.forward]:
-        for i, (layer, norm) in enumerate(pairwise(part)):
-            if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and not norm.training:
-                pairs.append((part, i))
+    for part in net.modules():
+        names = []
+        if type(part).forward is nn.Sequential.forward:
+            names = pairwise(part._modules)
+        elif type(part).__module__ in _NUMBERED:
+            names = [(name, name.replace("conv", "bn")) for name in part._modules if name.startswith("conv")]
+        for name, after in names:
+            norm = part._modules.get(after)
+            if type(part._modules[name]) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and not norm.training:
+                pairs.append((part, name, after))
     norms = {m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    return pairs if norms == {part[i + 1] for part, i in pairs} else []
+    return pairs if norms == {part._modules[after] for part, _, after in pairs} else []
 
 
-def _fold(net):
-    """A copy of a network that is `_foldable`, whose batch norms lie in the convolutions before them: little as that is to compute, it is
-    much to move through memory (mobilenet_v2 is 1.6 times as fast on a CPU)."""
-    folded = copy.deepcopy(net)
-    for part, i in _foldable(folded):
-        part[i], part[i + 1] = torch.nn.utils.fusion.fuse_conv_bn_eval(part[i], part[i + 1]), nn.Identity()
-    return folded
+def _quick_gelus(net):
+    """The Sequentials (linear layer, CLIP's activation x sigmoid(1.702 x), linear layer) of a network."""
+    kinds = {("clip.model", "QuickGELU"), ("open_clip.transformer", "QuickGELU")}
+    found = []
+    for part in [m for m in net.modules() if type(m).forward is nn.Sequential.forward and len(m) == 3]:
+        if type(part[0]) is type(part[2]) is nn.Linear and (type(part[1]).__module__, type(part[1]).__name__) in kinds:
+            found.append(part)
+    return found
+
+
+def _quick(net, dtype):
+    """A copy of a network that computes the same in less time, or itself. What goes is little to compute, but much to move through memory.
+
+    Batch norms lie in the convolutions before them (mobilenet_v2 is 1.6 times as fast on a CPU); the factor in CLIP's activation lies in
+    the layers around it, which leaves x sigmoid(x), one kernel for three; and weights that autocast would round to `dtype`, for each batch
+    anew, are rounded once.
+    """
+    rounds = dtype != torch.float32
+    if not (rounds or _foldable(net) or _quick_gelus(net)):
+        return net
+    net = copy.deepcopy(net)
+    for part, name, after in _foldable(net):
+        setattr(part, name, torch.nn.utils.fusion.fuse_conv_bn_eval(part._modules[name], part._modules[after]))
+        setattr(part, after, nn.Identity())
+    with torch.no_grad():
+        for first, _, last in (parts := _quick_gelus(net)):
+            first.weight.mul_(1.702), last.weight.div_(1.702)
+            if first.bias is not None:
+                first.bias.mul_(1.702)
+    for part in parts:
+        part[1] = nn.SiLU(inplace=True)
+    for layer in net.modules() if rounds else ():
+        if type(layer) in (nn.Linear, nn.Conv2d, nn.MultiheadAttention):
+            layer.to(dtype)
+    return net
 
 
 def _measure(name, encoder):

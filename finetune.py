@@ -391,7 +391,7 @@ def logits_and_right(net, model, images, state=None):
         bar.update()
         return model.encode_image(x)
 
-    with torch.no_grad():
+    with torch.no_grad(), model.still():
         if net.freeze:  # all that changes is the head, and the cache has the rest
             f, _ = model.features(images)
         else:

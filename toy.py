@@ -407,6 +407,8 @@ def make_encoder(name, epochs, rate, images, traits, names, seed):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this one
     end_with_caller()
     torch.set_num_threads(1)
+    if name != PLANS[0][0] and hasattr(os, "nice"):
+        os.nice(10)  # on two cores the longest has one for itself: else it would be left alone at the end, and a core idle
     print(f"pretraining weights/{name}.pt on {len(images):,} pictures, {epochs} times", flush=True)
     # of its kernels for attention the plain one takes a quarter less time for a step of so small a network on a CPU
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

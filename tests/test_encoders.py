@@ -590,7 +590,7 @@ def test_a_file_of_another_network_is_refused_by_name_and_a_loose_load_is_seen(s
     assert "w.safetensors" in refused(capsys, "e.py", "cpu", "w.safetensors")
 
 
-@pytest.mark.parametrize("name, folds", [("mobilenet_v2", True), ("resnet18", False)])
+@pytest.mark.parametrize("name, folds", [("mobilenet_v2", True), ("resnet18", True), ("densenet121", False)])
 def test_batch_norms_are_folded_away_where_all_can_be_and_features_stay(name, folds, tmp_path):
     torch.manual_seed(0)
     net = torchvision.models.get_model(name, weights=None)

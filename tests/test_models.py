@@ -27,6 +27,8 @@ from common import (
     _OPENAI as OPENAI,
     CLIP,
     _load_images as load_images,
+    _tensors_sha256 as tensors_sha256,
+    clip_tokens,
     load_data,
     load_model,
     model_name,
@@ -402,6 +404,50 @@ def test_captions_are_kept_under_all_that_they_depend_on(world, read_captions, c
     assert not torch.equal(model.classifier(words, templates, "fruit", each=True), first) and len(read_captions) == 10
 
 
+@pytest.mark.parametrize("name", ["toy-ViT", "toy-RN"])
+def test_what_is_frozen_computes_the_same_and_rounds_weights_once(name, world):
+    images, captions = load_images(load_data("tiny"), "test", 64)[:], clip_tokens(["a photo of a red apple.", "plum"])
+
+    def both(model):
+        with torch.inference_mode(), model.autocast():
+            return model.encode_image(images), model.visual(model.inputs(images)), model.encode_text(captions), model.text(captions)
+
+    model = load_model(name, "cpu", precision="float32")
+    image, plain_image, text, plain_text = both(model)
+    assert torch.allclose(image, plain_image, rtol=0, atol=1e-5 * plain_image.abs().max().item())
+    assert torch.allclose(text, plain_text, rtol=0, atol=1e-5 * plain_text.abs().max().item()) and not torch.equal(text, plain_text)
+    slow = (QuickGELU, torch.nn.BatchNorm2d)
+    assert any(isinstance(m, slow) for m in model.visual.modules()) and not any(isinstance(m, slow) for m in model.frozen.modules())
+
+    # the same tensors after rounding, whoever rounds them; and what is saved or trained is neither rounded nor scaled
+    rounded, before = load_model(name, "cpu", precision="bf16"), tensors_sha256(model.net.state_dict())
+    rounded_image, _, rounded_text, _ = both(rounded)
+    with torch.inference_mode(), rounded.autocast():
+        assert torch.equal(rounded_image, model.frozen(model.inputs(images)).float()) and not torch.equal(rounded_image, image)
+        assert torch.equal(rounded_text, model.frozen_text(captions).float()) and not torch.equal(rounded_text, text)
+    assert {p.dtype for p in rounded.frozen.parameters()} == {torch.float32, torch.bfloat16}
+    assert tensors_sha256(rounded.net.state_dict()) == before
+
+    # a text side that is trained is not that of before
+    model.net.requires_grad_(True)
+    with torch.no_grad():
+        [p.mul_(1.1) for p in model.net.parameters()]
+    with model.still():  # as in validation
+        still = both(model)[0]
+    trained = both(model)
+    assert not torch.equal(still, trained[0]) and torch.allclose(still, trained[0], atol=1e-5 * trained[0].abs().max().item())
+    assert torch.equal(trained[0], trained[1].float()) and torch.equal(trained[2], trained[3].float()) and model.frozen is model.visual
+    model.net.requires_grad_(False)
+    again = both(model)
+    assert torch.equal(again[0], still)
+    with model.still():
+        both(model)
+    with torch.no_grad():
+        [p.mul_(1.1) for p in model.net.parameters()]
+    assert not torch.equal(both(model)[0], still)  # as when finetune.py puts the start back
+    assert torch.allclose(again[2], trained[2], atol=1e-5 * trained[2].abs().max().item()) and not torch.allclose(again[2], text, atol=0.01)
+
+
 def test_interrupted_captions_go_on(world, read_captions, monkeypatch):
     monkeypatch.setattr(common, "_CHUNK", 4)
     words, templates = ["red apple", "plum", "blue melon"], ["a {}.", "many {}.", "the {}.", "a small {}."]
@@ -570,7 +616,7 @@ def test_a_gpu_sees_batches_of_one_size(tiny, monkeypatch):
         return plain(y)
 
     whole = torch.cat([model.encode_image(part) for part in x.split(256)])
-    model._folded = small
+    model._frozen = small
     parts = torch.cat([model.encode_image(part) for part in x.split(256)])
     assert seen == [256] + [128] * 5 and whole.shape == parts.shape
     with torch.inference_mode():
