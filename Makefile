@@ -139,6 +139,7 @@ CS        := $(foreach rate,$(RATES),$(patsubst %,results/finetune/%-cs-$(rate).
 FROZEN    := $(patsubst %,results/finetune/%-frozen.json,$(ALL))
 endif
 RUNS      := $(ZERO_SHOT) $(PROMPTS) $(PROBES) $(FEW_SHOT) $(RESTORED) $(ML) $(CS) $(FROZEN)
+OF_ENLARGED := $(filter results/zero_shot/$(NAME)-srgan/% results/linear_probe/$(NAME)-srgan/% results/finetune/$(NAME)-srgan/%,$(RUNS))
 
 # rewritten only when a picture, the name of a class or a setting has changed, and then every run is out of date
 STAMP    := results/$(NAME).fingerprint
@@ -162,15 +163,18 @@ endif
 	-$(PYTHON) bench/speed.py --data $(DATA)$(LABELS)$(if $(FIT), --fit $(FIT)) --models $(GIVEN) --out results/$(NAME).speed.json
 	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
 
-study: $(RUNS)
+# In this order: a run that has to wait for another is tried again only when all have been tried once. So what others wait for (the probes,
+# an SRGAN, the pictures that it enlarges) comes so early that it is there when they are tried, and no core is idle.
+study: $(filter-out $(OF_ENLARGED),$(ZERO_SHOT)) $(if $(OF_ENLARGED),weights/srgan-$(NAME).safetensors) \
+  $(filter-out $(OF_ENLARGED),$(PROMPTS) $(PROBES) $(FEW_SHOT) $(ML)) $(if $(OF_ENLARGED),data/$(NAME)-srgan/upsample.json) \
+  $(RUNS)
 
 # only where there is none; `all` looks each time whether it still holds
 $(STAMP): | $(ENV) $(WORLD)
 	$(PYTHON) bench/stamp.py --data $(DATA)$(LABELS) --stamp $@ --settings '$(SETTINGS)'
 
 $(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
-$(filter results/zero_shot/$(NAME)-srgan/% results/linear_probe/$(NAME)-srgan/% results/finetune/$(NAME)-srgan/%,$(RUNS)): \
-  data/$(NAME)-srgan/upsample.json
+$(OF_ENLARGED): data/$(NAME)-srgan/upsample.json
 
 # Of results/SCRIPT/FOLDER/MODEL.json, % and so $* are FOLDER/MODEL, of which $(*D) and $(*F) are the parts. FOLDER is NAME,
 # whose place is DATA, or NAME-srgan. All variables of a recipe are worked out when it runs, anew for each result.

@@ -1232,8 +1232,9 @@ class Model:
 
     def encode_text(self, tokens):
         """Tokens (B, T) -> float32 (B, E), on the device."""
+        text = self.frozen_text
         with torch.inference_mode(), self.autocast():
-            return self.frozen_text(tokens.to(self.device)).float()
+            return text(tokens.to(self.device)).float()
 
     def features(self, images):
         """float32 features (N, width) and labels int64 (N,) on the device.
@@ -1244,6 +1245,7 @@ class Model:
         pipeline = [self.name, self.sha256, self.act, self.kind, asdict(self.view), self.mean, self.std, str(self.dtype), self.device.type]
         if not any(p.requires_grad for p in self.visual.parameters()):  # as `frozen`, which is not made yet: all may be cached
             pipeline += ["folded"] * bool(_foldable(self.visual)) + ["quick"] * bool(_quick_gelus(self.visual))
+            pipeline += ["rounded"] * (self.rounded != torch.float32)
         key = digest([images.key, images.rows.tolist(), pipeline, torch.__version__, self.code])
         folder = Path(f"cache/features/{images.name}-{spelled(self.name)}-{key}")
         _same_in_all_ranks(f"features of {images.name} by {self.name}", key)
@@ -3962,7 +3964,8 @@ def _quick(net, dtype):
 
     Batch norms lie in the convolutions before them (mobilenet_v2 is 1.6 times as fast on a CPU); the factor in CLIP's activation lies in
     the layers around it, which leaves x sigmoid(x), one kernel for three; and weights that autocast would round to `dtype`, for each batch
-    anew, are rounded once.
+    anew, are rounded once. The latter also brings the attention of torchvision's ViTs to 16 bits on a CPU, where PyTorch's short cut for
+    inference knows nothing of autocast, but takes only weights of the precision of what comes in.
     """
     rounds = dtype != torch.float32
     if not (rounds or _foldable(net) or _quick_gelus(net)):

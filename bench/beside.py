@@ -308,7 +308,7 @@ def beside_loops(args, folder, name, count, budget):
     what = f"features of {count:,} pictures {kind}, {name}, {str(model.dtype)[6:]}"
     yield rates(what, times[:, [0, 1]], count, "the bare forward pass", either(args, 0.95, 0.9))
     if model.frozen is not model.visual:
-        yield rates(what, times[:, [0, -1]], count, "the bare forward pass of the network with batch norms folded, as here")
+        yield rates(what, times[:, [0, -1]], count, "the bare forward pass of the copy that is computed here")
     for i, peer in enumerate(peers, 2):
         if kept[peer].shape == kept["ours"].shape:  # CLIP_benchmark's are logits
             same(kept["ours"], kept[peer])

@@ -590,6 +590,20 @@ def test_a_file_of_another_network_is_refused_by_name_and_a_loose_load_is_seen(s
     assert "w.safetensors" in refused(capsys, "e.py", "cpu", "w.safetensors")
 
 
+def test_attention_of_torchvision_computes_in_16_bits_on_a_cpu_too(monkeypatch):
+    torch.manual_seed(0)
+    net, x = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64).eval().requires_grad_(False), torch.randn(4, 3, 32, 32)
+    net.heads, calls, short_cut = nn.Identity(), [], torch._native_multi_head_attention
+    monkeypatch.setattr(torch, "_native_multi_head_attention", lambda *args: calls.append(1) or short_cut(*args))
+    with torch.inference_mode():
+        exact = net(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            net(x)
+            plain = len(calls)  # in float32 each time
+            rounded = common._quick(net, torch.bfloat16)(x)
+    assert len(calls) == plain and 0.999 < F.cosine_similarity(rounded.float(), exact).min() < 1 - 1e-7
+
+
 @pytest.mark.parametrize("name, folds", [("mobilenet_v2", True), ("resnet18", True), ("densenet121", False)])
 def test_batch_norms_are_folded_away_where_all_can_be_and_features_stay(name, folds, tmp_path):
     torch.manual_seed(0)

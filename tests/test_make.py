@@ -49,6 +49,19 @@ def test_make_plans_each_run_once_and_only_what_is_missing(tmp_path):
     assert len(plan(tmp_path)) == 29
 
 
+def test_what_others_wait_for_is_made_while_there_is_other_work(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "toy-imagenet.pt").touch()
+    commands = plan(tmp_path)
+
+    def places(*words):
+        return [i for i, command in enumerate(commands) if all(f"{word} " in command for word in words)]
+
+    [train], [apply] = places("upsample.py train"), places("upsample.py apply")
+    assert max(places("zero_shot.py", "--data toy")) < train < min(places("prompts.py") + places("linear_probe.py"))
+    assert max(places("few_shot.py") + places("--method ml", "--data toy")) < apply < min(places("--method cs") + places("--freeze"))
+
+
 def test_a_signal_takes_no_mark_from_an_enlarged_copy(tmp_path):
     """Without it the copy would belong to nobody, and make would end there each time."""
     for name in ("results/tiny.fingerprint", "weights/srgan-tiny.safetensors"):
