@@ -1191,8 +1191,13 @@ class Model:
             self._still, self._frozen = False, None
 
     @property
+    def _text_is_of_net(self):
+        """Whether what reads captions is a part of `net`, whose weights are known."""
+        return self.net is not None and getattr(self.text, "__self__", None) is self.net
+
+    @property
     def _text_is_frozen(self):
-        own = type(self.net).__module__ == "clip.model" and getattr(self.text, "__self__", None) is self.net
+        own = self._text_is_of_net and type(self.net).__module__ == "clip.model"
         return own and not any(p.requires_grad for name, p in self.net.named_parameters() if not name.startswith("visual."))
 
     @property
@@ -1320,9 +1325,8 @@ class Model:
 
         pipeline = [self.name, self.sha256, self.act, str(self.dtype), self.device.type, torch.__version__, self.code]
         pipeline += ["quick"] * (self._text_is_frozen and bool(_quick_gelus(self.net)))
-        known = self.net is not None and getattr(self.text, "__self__", None) is self.net
         with progress(None, f"{self.name} captions", "caption", len(captions)) as bar:
-            z = torch.cat([(kept if keep and known else encode)(part) for part in tokens.split(_CHUNK)])
+            z = torch.cat([(kept if keep and self._text_is_of_net else encode)(part) for part in tokens.split(_CHUNK)])
         return F.normalize(z, dim=1)
 
     def classifier(self, words, templates, type="", each=False, keep=True):

@@ -102,7 +102,7 @@ def test_fine_tuning_beats_its_start_and_the_probe(model, method):
     if method == "cs":
         assert m["before"] == result(f"zero_shot/toy/{model}.json")["metrics"]["top1"]
     else:
-        assert m["top1"] > probe["top1"] - 0.01 * (model == "toy-imagenet") and probe["top1"] > m["before"] - 0.04
+        assert m["top1"] > probe["top1"] > m["before"] - 0.04
     saved = np.load(RESULTS / f"finetune/toy/{model}-{method}-5e-4.npz")
     assert np.mean(saved["true"] == saved["predicted"]) == pytest.approx(m["top1"])
     rows = [row for row in record["history"] if "epoch" in row]
