@@ -3072,7 +3072,7 @@ def _part_groups(splits, groups):
 
 # ---- pictures: decoded once ---------------------------------------------------------------------------------------
 
-_DECODING = 8  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
+_DECODING = 9  # part of every cache key: raise it when the functions below change a pixel, or what the cache looks like
 _CHECKED = 1 << 30  # bytes up to which a checksum is compared at each start, a quarter of a second; of more pixels only their number is
 # Of photographs of 1 to 12 megapixels, or composed of sharp ones, features of mobilenet_v2 then have a cosine of .9997 with those of
 # pictures decoded in full, of each .9994 at least; with 2 it is .998. A remainder, of 625 pixels in 156, is minded:
@@ -3202,9 +3202,19 @@ def _fit(image, view, filled=None):
         image, filled = square, square.size
     (width, height), least = filled, min(filled)
     size = (short, short) if view.fit == "squash" else (int(short * width / least), int(short * height / least))
-    image = image.resize(size, Image.Resampling[view.interpolation.upper()], (0, 0, width, height))
     left, top = (round((side - view.size) / 2) for side in size)
-    return image.crop((left, top, left + view.size, top + view.size))
+    return _resize(image, size, filled, view.interpolation).crop((left, top, left + view.size, top + view.size))
+
+
+def _resize(image, size, filled, interpolation):
+    """What is `filled` (width, height) of an RGB Pillow image, brought to `size`, antialiased. Where there are _SPARE times the pixels a
+    side, PyTorch does it, whose result is within 2/255 of Pillow's, in a third of the time."""
+    if min(there / here for here, there in zip(size, filled)) < _SPARE:
+        return image.resize(size, Image.Resampling[interpolation.upper()], (0, 0, *filled))
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    scale = [(here + 1e-6) / there for here, there in zip(size, filled)]  # what it makes of the sides is rounded down
+    x = F.interpolate(x, scale_factor=scale[::-1], mode=interpolation, antialias=True)
+    return Image.fromarray(x[0].permute(1, 2, 0).numpy())
 
 
 class _Turn:
@@ -3297,6 +3307,7 @@ def _work(work, items, turn, told, others):
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is for the first process to hear
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)  # those of the first process have not come along, and would be waited for without end
         gc.freeze()  # what nobody uses any more here may be in use there, such as memory of a GPU
         for pipe in others:  # or this one would write on when the first process is gone
             os.close(pipe)

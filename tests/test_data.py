@@ -458,6 +458,20 @@ def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(name, size, part, tm
             assert np.abs(a.astype(int) - b).mean() < 1 and np.array_equal(a, b) == bool(exact)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("filled", [(96, 48), (96.5, 49.25), (640.125, 400), (1800, 900)])
+def test_what_has_many_pixels_is_reduced_as_pillow_does(filled, interpolation):
+    """Noise, and black beside white, are the worst that there is; with three times the pixels and more PyTorch does it."""
+    rng, size, apart = np.random.default_rng(0), [math.ceil(side) for side in filled], []
+    for values in (256, 2):
+        image = Image.fromarray((rng.integers(0, values, (*size[::-1], 3)) * (255 // (values - 1))).astype(np.uint8))
+        for to in ((32, 16), (33, 16), (16, 16)):
+            ours, pillow = common._resize(image, to, filled, interpolation), Image.Resampling[interpolation.upper()]
+            apart.append(np.abs(np.asarray(ours, int) - np.asarray(image.resize(to, pillow, (0, 0, *filled)), int)))
+            assert ours.size == to and (apart[-1].max() == 0 or min(filled[0] / to[0], filled[1] / to[1]) >= 3)
+    assert 0 < max(x.max() for x in apart) <= 2 and np.mean([x.mean() for x in apart]) < 0.05
+
+
 def test_broken_images_are_named_skipped_counted(tmp_path, monkeypatch, capsys):
     folder_of(tmp_path / "d", {"train": {c: [f"{i}.jpg" for i in range(5)] for c in "ab"}, "test": {c: ["0.jpg"] for c in "ab"}})
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)

@@ -117,7 +117,7 @@ def test_own_generator_adds_to_bicubic_and_folding_changes_nothing(blocks, width
         expected = reference(state, x, 1e-5, "replicate") + F.interpolate(x, scale_factor=4, mode="bicubic", antialias=True)
         assert (net(x) - expected).abs().max() < 1e-4
         assert (sr.fold(net)(x) - expected).abs().max() < 1e-4
-    assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)] and net.conv3[0].out_channels == 12
+    assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)] and net.conv3[0].out_channels == 16
 
 
 @pytest.mark.parametrize("dialect", [None, "pytorch-gan"])
