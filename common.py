@@ -1081,6 +1081,7 @@ class Encoder:
     net: nn.Module = None  # the whole, of which visual and text are parts and whose tensors finetune.py saves; without it visual alone
     projection: str = ""  # dotted name of the last projection in `visual`, which "penultimate" features leave out; "" for none
     act: str = ""  # activation, where `weights` does not tell it
+    causal: bool = False  # text() looks at nothing behind a caption's largest token, its end, and takes tokens without these places
 
 
 @dataclass
@@ -1111,6 +1112,7 @@ class Model:
     log_scale: nn.Parameter = None  # logarithm of what cosines are multiplied with
     logit_bias: float = 0.0  # added to these; no softmax depends on it
     code: list = field(default_factory=list)  # of an encoder in a FILE.py: its hash, and versions of the packages it uses
+    causal: bool = False  # what lies behind the end of a caption need not be computed
 
     def __post_init__(self):  # on the device once, because a copy to a GPU makes it wait
         self.view = _as_view(self.view)
@@ -1311,7 +1313,7 @@ class Model:
 
         def encode(part):
             # short captions with short ones: how many tokens all of a batch have is the longest one's affair
-            lengths = part.argmax(1) + 1 if self.tokenizer is clip_tokens else torch.full((len(part),), part.shape[1])
+            lengths = part.argmax(1) + 1 if self.causal else torch.full((len(part),), part.shape[1])
             order, found = lengths.argsort(stable=True), []
             for rows in order.split(batch):
                 found.append(self.encode_text(part[rows, : lengths[rows[-1]]]))
@@ -1419,7 +1421,7 @@ def load_model(name, device="auto", weights=None, precision="auto", act=None, fe
         scale.requires_grad_(False)
     encoder.visual.to(memory_format=torch.channels_last)
     where = encoder.visual, encoder.net, view, encoder.mean, encoder.std, width, sha256, device, dtype
-    read = encoder.text, encoder.tokenizer, scale, float(bias or 0.0), code
+    read = encoder.text, encoder.tokenizer, scale, float(bias or 0.0), code, encoder.causal
     return Model(name, *where, encoder.act, features, projection, about.get("labels_used", 0), batch, _NO_LIMIT, *read)
 
 
@@ -3849,7 +3851,7 @@ def _load_clip(name, path, state, act, known):
             block.gelu = nn.GELU()
     projection = "attnpool.c_proj" if resnet else "proj"
     seen = v, v.input_resolution, *CLIP_COLOURS, width
-    return Encoder(*seen, net.encode_text, clip_tokens, net.logit_scale, 0.0, net, projection, act or "")
+    return Encoder(*seen, net.encode_text, clip_tokens, net.logit_scale, 0.0, net, projection, act or "", causal=True)
 
 
 def _load_torchvision(name, path, state, act):

@@ -4,6 +4,9 @@ import difflib
 import logging
 from functools import cache, reduce
 from pathlib import Path
+from types import MethodType
+
+import torch
 
 from common import Encoder, View, fail, hub_file, note_cut, read_weights, without_draws
 
@@ -55,4 +58,15 @@ def load(name, weights):
     fit = {"shortest": "crop"}.get(made["resize_mode"], made["resize_mode"])
     last = next((p for p in places if reduce(lambda m, part: getattr(m, part, None), p.split("."), net.visual) is not None), "")
     seen = net.visual, View(made["size"], fit, made["interpolation"]), tuple(made["mean"]), tuple(made["std"])
-    return Encoder(*seen, 0, net.encode_text, tokens, net.logit_scale, net.logit_bias, net, last)
+    causal = type(net) is open_clip.CLIP and net.attn_mask is not None and net.text_pool_type == "argmax"
+    text = MethodType(_text, net) if causal else net.encode_text
+    return Encoder(*seen, 0, text, tokens, net.logit_scale, net.logit_bias, net, last, causal=causal)
+
+
+def _text(net, tokens):
+    """net.encode_text, of unit length, for tokens (B, T) of fewer places than the network has: what lies behind a caption's end counts
+    for nothing, and most captions end at the tenth of 77."""
+    there = tokens.shape[1]
+    parts = {"positional_embedding": net.positional_embedding[:there], "attn_mask": net.attn_mask[:there, :there]}
+    found = torch.func.functional_call(net, parts, (None, tokens))
+    return found["text_features"] if isinstance(found, dict) else found[1]

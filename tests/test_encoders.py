@@ -176,6 +176,20 @@ def test_open_clip_is_as_its_own_pipeline(arch, tag, fit, interpolation, hub, pi
     assert (model.logit_bias == -10) == (arch == "tiny-SigLIP")
 
 
+@pytest.mark.parametrize("arch, places", [("tiny-CLIP/openai", [3, 5]), ("tiny-SigLIP/webli", [8])])
+def test_captions_are_computed_to_their_end_where_attention_is_causal(arch, places, hub, tmp_path, monkeypatch):
+    """tiny-CLIP has 16 places; each word here is a token, and so are start and end. Short captions go together."""
+    monkeypatch.chdir(tmp_path)
+    model, seen = load_model(f"open_clip:{arch}", "cpu", precision="float32"), []
+    tower = model.net.transformer if model.causal else model.net.text.transformer
+    tower.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    captions = ["a photo of"] * 40 + ["a"] * 64
+    whole = model.net.encode_text(model.tokenizer(captions), normalize=True)
+    full, seen[:] = seen[0], []
+    assert torch.allclose(model.embed(captions), whole, atol=1e-6)
+    assert sorted(set(seen)) == places and (max(places) < full) == model.causal
+
+
 def test_siglip_reads_lower_case_without_punctuation(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = load_model("open_clip:tiny-SigLIP/webli", "cpu", precision="float32")
