@@ -856,7 +856,8 @@ class Data:
     def files(self, split):
         """The list of a split. Fails where it is empty."""
         if not self.splits.get(split):
-            fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}")
+            more = "; a class needs two images or more where there is no test folder" if split == "test" else ""
+            fail(f"--data {self.root}: has no {split} images, only: {', '.join(s for s in self.splits if self.splits[s])}{more}")
         return self.splits[split]
 
     def picture(self, path, then=None, **reduced):
@@ -2231,11 +2232,15 @@ def read_weights(path):
 def check_saved(parser, args):
     """End the program where the flags "load predict csv bom export" do not belong together."""
     if bool(args.load) != (bool(args.predict) != bool(args.export)):
-        parser.error("--load belongs to either --predict or --export")
+        parser.error("--load FILE, which --save has written, needs either --predict or --export, and these need it")
     if (args.csv and not args.predict) or (args.bom and not args.csv):
         parser.error("--csv is for --predict, --bom for --csv")
     if args.load and (args.model or args.fit):
         parser.error("--load knows its encoder and how pictures are brought into shape: --model and --fit are for training")
+    used = ["data", "load", "predict", "csv", "bom", "export", "weights", "act", "device", "precision", "batch"]
+    more = [f"--{name}".replace("_", "-") for name, value in vars(args).items() if name not in used and value != parser.get_default(name)]
+    if args.load and more:
+        parser.error(f"--load only predicts or exports: {', '.join(more)} would change nothing, and belong to training")
 
 
 def check_head(file, told, tensors, width=None):
@@ -2350,7 +2355,7 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
     if not table:
         for path, p, reason in rows:
             if p is None:
-                fail(f"{path}: not a picture that can be read: {reason}")
+                fail(f"{path}: not a picture that can be read: {reason}; --csv FILE goes on with the others and says so of this one")
             print(path)
             for i in p.argsort(descending=True, stable=True)[:most].tolist():
                 print(f"  {p[i]:6.3f}  {labels[i]}")
@@ -3755,7 +3760,7 @@ def _weights_file(name, weights=None):
     else:
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
-        put = f"put it at {path}"
+        put = f"put it at {path} or pass it by --weights"
         if path.exists():
             return path
     try:

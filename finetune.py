@@ -83,8 +83,6 @@ def arguments():
         parser.error("--freeze and --train-bn exclude each other")
     if not (0 <= args.lr < 1 and 0 <= args.head_lr < 1 and 0 <= args.decay < 10):
         parser.error("--lr and --head-lr must lie in 0 to 1, --decay in 0 to 10")
-    if args.load and (args.head or args.save or args.out):
-        parser.error("--load only predicts or exports: --head, --save and --out are for training")
     return args
 
 

@@ -410,8 +410,6 @@ def arguments():
     add_flags(parser, "load predict csv bom export")
     args = parser.parse_args()
     check_saved(parser, args)
-    if args.load and (args.save or args.out):
-        parser.error("--load only predicts or exports: --save and --out are for fitting")
     if args.prompts and not args.save:
         parser.error("--prompts only go into the --save file, for those who start from it; the probe needs none")
     return args

@@ -150,7 +150,7 @@ def load(folder, name):
             for what, value in made_of.items():
                 first = seen.setdefault(what, (value, file))
                 if first[0] != value:
-                    fail(f"{first[1]} and {file}: of different {what}; delete the older one and run make again")
+                    fail(f"{first[1]} and {file}: of different {what}; delete the older one and make it again")
             if (twin := seen.setdefault((run.script, model, run.variant, run.rate, upsampling), file)) != file:
                 fail(f"{twin} and {file}: two results of one run; take one out of {folder}")
             runs.append(run)
@@ -892,7 +892,8 @@ def say_warnings(study, total):
         told = "; ".join(f"{f'--fit {way}' if way else 'as each has it'}: {some(models)}" for way, models in ways.items())
         said.append(f"**Warning:** these results are not of one way to make pictures square, and so compare more than encoders ({told}).")
     if total:
-        said.append(f"All of this rests on {total:,} test images, which also picked the best: its accuracy is slightly flattered.")
+        picked = ", which also picked the best: its accuracy is slightly flattered" if len(study.runs) > 1 else ""
+        said.append(f"All of this rests on {total:,} test images{picked}.")
     return said
 
 

@@ -154,6 +154,13 @@ def test_pictures_of_any_number_take_bounded_memory(tiny, tmp_path, monkeypatch)
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--csv", "o.txt"), ".csv"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--bom"), "--bom"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--out", "o.json"), "--out"),
+        (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--suspects", "s.csv"), "--suspects would change nothing"),
+        (
+            linear_probe,
+            ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--reject", "0.5", "--label-from", "(.)"),
+            "--label-from, --reject",
+        ),
+        (finetune, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--train-bn"), "--train-bn would"),
         (zero_shot, ("--csv", "o.csv"), "--csv"),
     ],
 )
