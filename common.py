@@ -2230,7 +2230,7 @@ def read_weights(path):
 
 
 def check_saved(parser, args):
-    """End the program where the flags "load predict csv bom export" do not belong together."""
+    """End the program where the flags "load predict csv bom export" do not belong together, or another would change nothing."""
     if bool(args.load) != (bool(args.predict) != bool(args.export)):
         parser.error("--load FILE, which --save has written, needs either --predict or --export, and these need it")
     if (args.csv and not args.predict) or (args.bom and not args.csv):
@@ -2238,9 +2238,10 @@ def check_saved(parser, args):
     if args.load and (args.model or args.fit):
         parser.error("--load knows its encoder and how pictures are brought into shape: --model and --fit are for training")
     used = ["data", "load", "predict", "csv", "bom", "export", "weights", "act", "device", "precision", "batch"]
-    more = [f"--{name}".replace("_", "-") for name, value in vars(args).items() if name not in used and value != parser.get_default(name)]
-    if args.load and more:
-        parser.error(f"--load only predicts or exports: {', '.join(more)} would change nothing, and belong to training")
+    idle = [name for name, value in vars(args).items() if name not in used and value != parser.get_default(name)]
+    if args.load and idle:
+        flags = ", ".join(f"--{name}".replace("_", "-") for name in idle)
+        parser.error(f"--load only predicts or exports, and {flags} would change nothing")
 
 
 def check_head(file, told, tensors, width=None):
@@ -3219,7 +3220,7 @@ def _resize(image, size, filled, interpolation):
     if min(there / here for here, there in zip(size, filled)) < _SPARE:
         return image.resize(size, Image.Resampling[interpolation.upper()], (0, 0, *filled))
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    scale = [(here + 1e-6) / there for here, there in zip(size, filled)]  # what it makes of the sides is rounded down
+    scale = [(here + 1e-6) / there for here, there in zip(size, filled)]  # a millionth more, because the sides it gives are rounded down
     x = F.interpolate(x, scale_factor=scale[::-1], mode=interpolation, antialias=True)
     return Image.fromarray(x[0].permute(1, 2, 0).numpy())
 
