@@ -794,6 +794,8 @@ def load(args, features=None, union=False):
     # the cheap part: folders, captions, the name of the model
     data = load_data(args.data, args.classnames, args.type, args.seed, union, args.groups, getattr(args, "label_from", None))
     prompts = getattr(args, "prompts", None)
+    if len(data.classes) < 2:
+        fail(f"--data {data.root}: one class, {data.classes[0]}, of which nothing can be told apart; add the pictures of another")
     data.templates, data.chosen_with = read_templates(prompts, data.type)
     name = model_name(args.model or _default_model(args.data))
     if prompts and name not in CLIP and not _encoder_file(name):
@@ -2286,6 +2288,7 @@ def use_saved(args, batch=None):
     whole = "method" in told  # else the head alone
     if whole and (args.weights or args.act):
         fail(f"--load {args.load}: holds its encoder; --weights and --act are for the head of a linear probe")
+    check_pictures(args.predict or [], args.csv)
     weights, act = (args.load, None) if whole else (args.weights, args.act or (args.weights and told["act"]) or None)
     where = ("cpu", weights, "float32") if args.export else (args.device, weights, args.precision)
     model = load_model(told["model"], *where, act, told["features"], batch)
@@ -2318,6 +2321,16 @@ def use_saved(args, batch=None):
     name_pictures(model, args.predict, head, told["classes"], 5, calibration, args.csv, args.bom)
 
 
+def check_pictures(files, table=None):
+    """Fail where a picture or folder to be named is missing (with a `table`, whose rows say so, where all are) or is an archive."""
+    for file in files:
+        if Path(file).suffix.lower() in (".zip", ".tar"):
+            fail(f"{file}: an archive; unpack it to have its pictures named")
+    missing = [file for file in files if not os.path.exists(file)]
+    if missing and (not table or len(missing) == len(files)):
+        fail(f"{some(missing)}: no such file or folder")
+
+
 def name_pictures(model, files, head, labels, most=None, calibration=None, table=None, bom=False):
     """Print, for each of the pictures, the `labels` (C,) by their probability, all or `most` of them; or write the CSV `table`.
 
@@ -2329,8 +2342,6 @@ def name_pictures(model, files, head, labels, most=None, calibration=None, table
     """
     calibration, paths = calibration or {}, []
     for file in map(Path, files):
-        if file.suffix.lower() in (".zip", ".tar"):
-            fail(f"{file}: an archive; unpack it to have its pictures named")
         inside = [str(file / path) for path, *_ in _Folder(file).files(file)] if os.path.isdir(file) else [str(file)]
         paths += inside or fail(f"{file}: holds no pictures")
 

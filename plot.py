@@ -937,9 +937,9 @@ LEGEND = """\
 end lies below zero. Otherwise the test images cannot tell. All gaps hold at once, and of encoders that are as good the clearly
 faster one is taken; `docs/methods.md` says how."""
 SECONDS = """\
-Few-shot rows are means over several draws of the labels; fine-tuned rows are of one seed. The seconds are single timings of the
-run itself, without those that starting Python takes; where an earlier run had decoded the images and computed the features, they
-came from the cache."""
+Labels a class include those of images that validation chose by. Few-shot rows are means over several draws of the labels;
+fine-tuned rows are of one seed. The seconds are single timings of the run itself, without those that starting Python takes; where
+an earlier run had decoded the images and computed the features, they came from the cache."""
 WRITTEN = "*`plot.py` writes this page from `results/`: what is changed by hand is lost.*"
 
 

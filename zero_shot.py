@@ -14,6 +14,7 @@ from common import (
     F,
     add_flags,
     atomic,
+    check_pictures,
     counted,
     draw_pictures,
     evaluate,
@@ -67,6 +68,7 @@ def main():
     # any pictures, any labels
     if args.images:
         first_rank_goes_on()
+        check_pictures(args.images, args.csv)
         model = load_model(args.model or "ViT-B/32", args.device, args.weights, args.precision, args.act, batch=args.batch, fit=args.fit)
         z = model.embed(args.labels)
         named = partial(name_pictures, model, args.images, lambda x: zero_shot(x, z, model.logit_scale, model.logit_bias), args.labels)

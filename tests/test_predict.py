@@ -151,6 +151,10 @@ def test_pictures_of_any_number_take_bounded_memory(tiny, tmp_path, monkeypatch)
         (linear_probe, ("--load", "plain.safetensors", "--predict", "x.jpg"), "not written by"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--weights", "w.pt"), "other weights"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "empty", "--csv", "o.csv"), "empty"),
+        (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "y.jpg", "z.jpg"), "y.jpg, z.jpg: no such file or folder"),
+        (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "y.jpg", "--csv", "o.csv"), "y.jpg: no such file or folder"),
+        # before weights are looked for, which may be a download
+        (zero_shot, ("--images", "y.jpg", "--labels", "a", "--model", "RN50", "--weights", "none.pt"), "y.jpg: no such file or folder"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--csv", "o.txt"), ".csv"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--bom"), "--bom"),
         (linear_probe, ("--load", "toy-ViT.safetensors", "--predict", "x.jpg", "--out", "o.json"), "--out"),
@@ -166,6 +170,7 @@ def test_pictures_of_any_number_take_bounded_memory(tiny, tmp_path, monkeypatch)
 )
 def test_bad_input_is_one_line(script, args, word, place, call):
     (place / "empty").mkdir()
+    (place / "x.jpg").touch()
     save_file({"head.weight": torch.zeros(2)}, place / "plain.safetensors")
     torch.save(random_weights("toy-ViT", 3), place / "w.pt")
     code, _, err = call(script.main, *args)

@@ -177,12 +177,17 @@ def test_any_pictures_any_labels(world, call):
         (("--images", "x.jpg", "--labels", "a", "--out", "x.json"), "--out"),
         (("--data", "tiny", "--prompts", "data/tiny/Test/TOY0/8.jpg"), "8.jpg"),
         (("--data", "tiny", "--classnames", "none.json"), "none.json"),
+        (("--data", "single"), "one class, a, of which nothing can be told apart"),
         (("--data", "tiny", "--model", "toy-VIT2"), "toy-ViT"),
         (("--data", "tiny", "--model", "toy-ViT", "--device", "cuda:9"), "cuda:9"),
     ],
 )
 def test_bad_input_is_one_line(args, word, world, call):
     args = [str(a).replace("TOY0", toy.TOY[0]) for a in args]
+    for i in range(8):
+        path = world / f"single/a/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
     code, _, err = call(zero_shot.main, *args)
     assert code == 2 and word in err.splitlines()[-1] and "Traceback" not in err
 
