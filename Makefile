@@ -155,13 +155,13 @@ override COMMON := $(SPLIT)$(if $(FIT), --fit $(FIT))
 
 # goes on after a run that fails; plot.py draws what there is, says what follows from it, names what is missing, and fails then
 all: | $(ENV) $(WORLD)
-	$(PYTHON) bench/stamp.py --data $(DATA)$(LABELS) --stamp $(STAMP) --settings '$(SETTINGS)'
+	$(PYTHON) bench/stamp.py --data $(DATA)$(COMMON) --stamp $(STAMP) --settings '$(SETTINGS)'
 ifneq ($(NAME),toy)
 	$(PYTHON) bench/estimate.py --data $(DATA)$(LABELS) --stamp $(STAMP) --models $(GIVEN) --runs $(RUNS)
 endif
 	-$(SIDE_BY_SIDE)$(WARM)$(MAKE) --no-print-directory --keep-going $(TURNS) study $(FORKS)
 	-$(PYTHON) bench/speed.py --data $(DATA)$(LABELS)$(if $(FIT), --fit $(FIT)) --models $(GIVEN) --out results/$(NAME).speed.json
-	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --expect $(RUNS)
+	$(PYTHON) plot.py --data $(NAME) --margin $(MARGIN) --stamp $(STAMP) --expect $(RUNS)
 
 # In this order: a run that has to wait for another is tried again only when all have been tried once. So what others wait for (the probes,
 # an SRGAN, the pictures that it enlarges) comes so early that it is there when they are tried, and no core is idle.
@@ -171,7 +171,7 @@ study: $(filter-out $(OF_ENLARGED),$(ZERO_SHOT)) $(if $(OF_ENLARGED),weights/srg
 
 # only where there is none; `all` looks each time whether it still holds
 $(STAMP): | $(ENV) $(WORLD)
-	$(PYTHON) bench/stamp.py --data $(DATA)$(LABELS) --stamp $@ --settings '$(SETTINGS)'
+	$(PYTHON) bench/stamp.py --data $(DATA)$(COMMON) --stamp $@ --settings '$(SETTINGS)'
 
 $(RUNS) weights/srgan-$(NAME).safetensors: $(STAMP)
 $(OF_ENLARGED): data/$(NAME)-srgan/upsample.json

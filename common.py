@@ -532,6 +532,20 @@ def wrap(text, width):
     return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
 
 
+@contextmanager
+def all_letters():
+    """Context in which figures are drawn: of letters that their font lacks it says one line, instead of a warning of each."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    lost = [w for w in told if str(w.message).startswith("Glyph ")]
+    for w in told:
+        if w not in lost:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    if lost:
+        print("note: letters that matplotlib's font lacks are drawn as boxes; classnames.json can give other names")
+
+
 def draw_pictures(file, pixels, captions, colours, title):
     """PNG of uint8 pictures, each (S, S, 3), four in a row, each under its caption, which is not wrapped any more, in its colour."""
     from matplotlib.figure import Figure  # here, because it takes a third of a second to import
@@ -548,7 +562,8 @@ def draw_pictures(file, pixels, captions, colours, title):
         fig.figimage(np.asarray(large), left, below)
         place = (left + side / 2) / width, (below + side + 5) / height
         fig.text(*place, caption, color=colour, fontsize=9, ha="center", va="bottom", parse_math=False)
-    fig.savefig(file, format="png", dpi=dpi)
+    with all_letters():
+        fig.savefig(file, format="png", dpi=dpi)
 
 
 # ---- several processes ------------------------------------------------------------------------------------------
@@ -785,7 +800,8 @@ def add_flags(parser, names):
 def load(args, features=None, union=False):
     """(Data, Model) of a command line with the flags of `add_flags`; says what the model is.
 
-    First all that can be mistyped, then what may be downloaded. `features` and `union` as in load_model and load_data.
+    First all that can be mistyped, then what may be downloaded. `features` and `union` as in load_model and load_data; who wants
+    the latter compares with captions, so then the model must have them.
     data.templates are those of --prompts, and data.chosen_with counts the labelled images that chose them.
     """
     for flag in ("alpha", "reject"):
@@ -798,8 +814,8 @@ def load(args, features=None, union=False):
         fail(f"--data {data.root}: one class, {data.classes[0]}, of which nothing can be told apart; add the pictures of another")
     data.templates, data.chosen_with = read_templates(prompts, data.type)
     name = model_name(args.model or _default_model(args.data))
-    if prompts and name not in CLIP and not _encoder_file(name):
-        fail(f"--prompts: {name} has no text side")
+    if (prompts or union) and name not in CLIP and not _encoder_file(name):
+        fail(f"--prompts: {name} has no text side" if prompts else f"--model {name}: {_NO_TEXT}")
 
     # the part that may download
     batch, fit = getattr(args, "batch", None), getattr(args, "fit", None)
@@ -1030,6 +1046,8 @@ def hold_out(images, seed):
 
 
 # ---- models -----------------------------------------------------------------------------------------------------
+
+_NO_TEXT = "has no text side; zero-shot and prompts need one, such as that of ViT-B/32"
 
 _CHUNK = 2048  # images or captions a cache file: an interrupted run loses that which is made, a killed one perhaps that which is written
 _NO_LIMIT = 2**31
@@ -1307,7 +1325,7 @@ class Model:
         With `keep` they are cached, as features are, unless the text side may have other weights than those that are known.
         """
         if not self.has_text:
-            fail(f"--model {self.name}: has no text side; zero-shot and prompts need one, such as that of ViT-B/32")
+            fail(f"--model {self.name}: {_NO_TEXT}")
         try:
             tokens = self.tokenizer([_said(caption) for caption in captions])
         except Exception as error:  # of a FILE.py, which may have to download it
@@ -2233,7 +2251,9 @@ def read_weights(path):
 
 def check_saved(parser, args):
     """End the program where the flags "load predict csv bom export" do not belong together, or another would change nothing."""
-    if bool(args.load) != (bool(args.predict) != bool(args.export)):
+    if args.predict and args.export:
+        parser.error("--load takes either --predict or --export, not both at once")
+    if bool(args.load) != bool(args.predict or args.export):
         parser.error("--load FILE, which --save has written, needs either --predict or --export, and these need it")
     if (args.csv and not args.predict) or (args.bom and not args.csv):
         parser.error("--csv is for --predict, --bom for --csv")
@@ -2535,12 +2555,20 @@ def _print_left_out(top, splits):
     """One line on the files below the Folder `top` that are in no class or no images, or nothing."""
     classes = [f for split in splits.values() for f in _class_folders(split)]
     inside = {g.path for f in classes for g in f.walk()}
-    stray = [str(f.path.relative_to(top.path) / e.name) for f in top.walk() if f.path not in inside for e in f.images]
+    stray, beside, flat = [], [], False
+    for f in [f for f in top.walk() if f.path not in inside and f.images]:
+        names = [part.lower() for part in f.path.relative_to(top.path).parts[-2:]]
+        apart = "all" not in splits and len(names) == 2 and not {*names} & {*_SPLITS}  # dev/apple beside train/apple
+        (beside if apart else stray).extend(str(f.path.relative_to(top.path) / e.name) for e in f.images)
+        flat |= bool(names) and names[-1] in _SPLITS
     others = [name for split in splits.values() for f in split.folders for g in f.walk() for name in g.others]
     endings = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in others)
     without = [f.name for split in splits.values() for f in split.folders if f not in classes]
-    parts = [f"{counted(len(stray), 'image')} in no class folder, such as {stray[0]}"] if stray else []
-    parts += ["files that are no images: " + some([f"{n:,} {ending}" for ending, n in endings.most_common()])] if endings else []
+    parts = [f"{counted(len(beside), 'image')} beside the splits train, val and test, such as {beside[0]}"] if beside else []
+    hint = " (--label-from reads the classes from names)" * flat
+    parts += [f"{counted(len(stray), 'image')} in no class folder, such as {stray[0]}{hint}"] if stray else []
+    hint = " (convert .heic to .jpg)" * bool({".heic", ".heif"} & {*endings})
+    parts += ["files that are no images here: " + some([f"{n:,} {e}" for e, n in endings.most_common()]) + hint] if endings else []
     parts += [f"no class, because without images: {some(without)}"] if without else []
     if parts:
         print(f"note: {top.path}: left out: {'; '.join(parts)}")
@@ -2758,7 +2786,11 @@ def _zip_members(path):
         if not folder and i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             reason = reason or "not packed by deflate"
         where = [i.header_offset, i.compress_size, i.file_size, (i.compress_type == zipfile.ZIP_DEFLATED, i.CRC)]
-        yield i.filename, reason, i.CRC, *([] if folder else where)
+        name = i.filename
+        if not i.flag_bits & 0x800:  # zip says that names are UTF-8 only where it must, so zipfile takes them for those of DOS
+            with suppress(UnicodeError):
+                name = name.encode("cp437").decode("utf-8")
+        yield name, reason, i.CRC, *([] if folder else where)
 
 
 def _tar_members(path):
@@ -3723,6 +3755,10 @@ def pick_device(device="auto", precision="auto"):
     gpus = torch.cuda.device_count()
     if _RANKS > 1 and device.startswith("cuda") and not (device == "cuda" and gpus > _LOCAL):
         fail(f"--device {device}: torchrun gives each process a GPU of its own, of {gpus} here; start no more processes, and say cuda")
+    try:
+        torch.device(device)
+    except RuntimeError:  # its list names devices of which few have heard
+        fail(f"--device {device}: is none; say auto, cuda, mps or cpu")
     try:
         torch.zeros(1, device=device).tolist()  # meta has no values
     except (RuntimeError, AssertionError) as error:

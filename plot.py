@@ -22,6 +22,7 @@ from pathlib import Path
 
 from common import (
     accuracy_interval,
+    all_letters,
     atomic,
     counted,
     digest,
@@ -120,11 +121,11 @@ def differ(after, before, run, comparisons=1):
     return d["mean"], *d["ci95"]
 
 
-def load(folder, name):
-    """All runs of NAME and NAME-srgan, sorted; fails where they do not belong together."""
+def load(folder, name, leave=()):
+    """All runs of NAME and NAME-srgan, sorted, but for the files to `leave` out; fails where they do not belong together."""
     runs, seen = [], {}
     for data, upsampling in zip((name, f"{name}-srgan"), UPSAMPLINGS):
-        for file in sorted(Path(folder).glob(f"*/{data}/[!.]*.json")):  # not what a kill has left, or a Mac
+        for file in sorted({*Path(folder).glob(f"*/{data}/[!.]*.json")} - {*leave}):  # not what a kill has left, or a Mac
             record, saved = read_result(file)
             try:
                 run = Run(record, saved, file, upsampling)
@@ -155,6 +156,12 @@ def load(folder, name):
                 fail(f"{twin} and {file}: two results of one run; take one out of {folder}")
             runs.append(run)
     return runs
+
+
+def older(file, stamp):
+    """Whether a result is of before the stamp of bench/stamp.py was written; as make sees it, by the times of the files."""
+    times = [path.stat().st_mtime_ns for path in (Path(file), Path(stamp)) if path.is_file()]
+    return len(times) == 2 and times[0] < times[1]
 
 
 def name_of(data):
@@ -638,7 +645,7 @@ def entries(study, budget):
 
 @dataclass
 class Verdict:
-    """Where an encoder stands beside the best: "best", "as good", "perhaps", "worse"; and "guessing", where it beats no chance."""
+    """Where an encoder stands beside the best: "best", "as good", "perhaps", "worse"; or "guessing"."""
 
     entry: Entry
     word: str
@@ -765,7 +772,7 @@ def advise(study, margin=MARGIN):
         for v in verdicts:
             speed = study.speeds.get(v.entry.model)
             gap = "" if v is verdicts[0] else figure_of(v.gap, 3, "+")
-            word = {"perhaps": "cannot be told", "guessing": "no better than guessing"}.get(v.word, v.word)
+            word = {"perhaps": "cannot be told", "guessing": "not shown to beat guessing"}.get(v.word, v.word)
             test = figure_of(v.entry.accuracy(), digits)
             reasons.append([title, v.entry.model, v.entry.row["method"], test, gap, word + ("; take it" if v is pick else ""), speed])
     said += say_per_class(study, digits)
@@ -776,7 +783,7 @@ def advise(study, margin=MARGIN):
 def sentence(title, verdicts, pick, speeds, margin, digits, total):
     """One budget in words: what to take, what is as good, what cannot be told, what is worse."""
     if pick is None:
-        return f"**{title}: none.** No encoder does better than guessing here."
+        return f"**{title}: none.** No encoder is shown to do better than guessing."
     entry, best = pick.entry, verdicts[0].entry
     plain = plainly(entry.row["method"])
     text = f"**{title}: take {entry.model}** ({plain}). It names {figure_of(entry.accuracy(), digits)} of the test images right."
@@ -794,7 +801,7 @@ def sentence(title, verdicts, pick, speeds, margin, digits, total):
     if title == BUDGETS["0"] and len(speeds) > len(verdicts):
         text += " Encoders that were not trained with captions need labels."
     if names["guessing"]:
-        text += f" No better than guessing: {some(names['guessing'])}."
+        text += f" Not shown to be better than guessing: {some(names['guessing'])}."
     return text
 
 
@@ -988,15 +995,18 @@ def main():
     kind.add_argument("--readme", metavar="FILE", help="also write table and figures as this page, and summary.json beside the figures")
     parser.add_argument("--margin", type=float, default=MARGIN, help="loss of accuracy up to which one is as good as another (%(default)s)")
     parser.add_argument("--expect", nargs="*", default=[], metavar="FILE", help="results that there should be")
+    parser.add_argument("--stamp", metavar="FILE", help="what is older of --expect counts as missing: its run has failed")
     args = parser.parse_args()
     if not 0 < args.margin < 1:
         parser.error(f"--margin {args.margin:g}: must lie between 0 and 1")
 
     name = name_of(args.data)
-    study = Study(name, load(args.results, name), load_speeds(Path(args.results) / f"{name}.speed.json"))
+    stale = [Path(file) for file in args.expect if args.stamp and older(file, args.stamp)]
+    study = Study(name, load(args.results, name, stale), load_speeds(Path(args.results) / f"{name}.speed.json"))
     if not study.runs and (args.readme or not args.expect):
         fail(f"--data {args.data}: no results in {args.results}/*/{name}/; run make first, or the scripts with --out")
-    absent = sorted(file for file in args.expect if not Path(file).exists()) if args.expect else sorted(missing(study))
+    absent = dict.fromkeys([f for f in args.expect if not Path(f).exists()] if args.expect else missing(study), "")
+    absent |= {str(file): ", as it must be since the last change: its run has failed" for file in stale}
     page = args.readme and Path(args.readme)
     if page and page.is_file() and WRITTEN not in page.read_text(encoding="utf-8", errors="replace"):  # before the figures are drawn
         fail(f"--readme {page}: is there, and plot.py did not write it; name another file")
@@ -1004,10 +1014,11 @@ def main():
         print(render(summarise(study, args.margin)) if study.runs else "", end="")
     else:
         folder = Path(args.to or f"figures/{name}")
-        drawn, lacking = figures(study)
-        for file, picture in drawn.items():
-            with atomic(folder / file) as temporary:
-                shutil.copyfile(picture, temporary) if isinstance(picture, Path) else picture.savefig(temporary, format="png", dpi=100)
+        with all_letters():
+            drawn, lacking = figures(study)
+            for file, picture in drawn.items():
+                with atomic(folder / file) as temporary:
+                    shutil.copyfile(picture, temporary) if isinstance(picture, Path) else picture.savefig(temporary, format="png", dpi=100)
         print(f"{name}: {counted(len(study.runs), 'result')}; drew {some([str(folder / file) for file in drawn], 99) or 'nothing'}")
         for file, what in lacking:
             print(f"note: {file} is not drawn: no result of {what}")
@@ -1020,8 +1031,8 @@ def main():
             with atomic(page) as temporary:
                 temporary.write_text(render(summary), encoding="utf-8")
             print(f"wrote {folder / 'summary.json'} and {page}")
-    for file in absent:
-        print(f"missing: {file}")
+    for file, reason in sorted(absent.items()):
+        print(f"missing: {file}{reason}")
     raise SystemExit(1 if absent else 0)
 
 

@@ -55,7 +55,6 @@ from common import (
     some,
     upsample,
     why,
-    writable,
     write_json,
 )
 
@@ -99,7 +98,7 @@ def arguments():
     sizing.add_argument("--size", type=at_least(8), metavar="N", help="or bring their short side to N pixels")
     applying.add_argument("--restart", action="store_true", help="make anew what this script made of other pictures or weights")
     applying.add_argument("--to", metavar="FOLDER", help="write them here (data/NAME-srgan)")
-    evaluating.add_argument("--grid", type=writable, metavar="FILE", help="draw some of the pictures as PNG (none)")
+    evaluating.add_argument("--grid", type=ending(".png"), metavar="FILE", help="draw some of the pictures as PNG (none)")
     args = parser.parse_args()
     if args.task == "train" and not 0 < args.lr < 1:
         training.error("--lr must lie in 0 to 1")

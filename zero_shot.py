@@ -1,6 +1,6 @@
 """Zero-shot: name the classes of images by comparing them with captions, as in CLIP (Radford et al. 2021); no training.
 
-    python zero_shot.py                                                # the toy world: about .7 in seconds, once it is made
+    python zero_shot.py                                                # the toy world: about .6 in seconds, once it is made
     python zero_shot.py --data fruits360 --model RN101 --grid grid.png
     python zero_shot.py --images cat.jpg --labels "a cat" "a dog"      # any pictures, any labels, no data set
 
@@ -17,6 +17,7 @@ from common import (
     check_pictures,
     counted,
     draw_pictures,
+    ending,
     evaluate,
     first_rank_goes_on,
     given,
@@ -26,7 +27,6 @@ from common import (
     np,
     report,
     wrap,
-    writable,
 )
 
 GREEN, RED = "#1a7f37", "#c62828"
@@ -51,11 +51,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, "data model weights act prompts type classnames label-from groups fit seed device precision batch out")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
-    parser.add_argument("--grid", type=writable, metavar="FILE", help="draw 16 random images of the split as PNG (none)")
+    parser.add_argument("--grid", type=ending(".png"), metavar="FILE", help="draw 16 random images of the split as PNG (none)")
     parser.add_argument(
         "--images", type=given, nargs="+", metavar="FILE", help="classify these pictures or folders of them instead of --data"
     )
-    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="captions for --images, used as they are")
+    parser.add_argument("--labels", type=given, nargs="+", metavar="TEXT", help="captions for --images, used as they are")
     add_flags(parser, "csv bom")
     args = parser.parse_args()
     if (args.images is None) != (args.labels is None):

@@ -20,7 +20,7 @@ from string import Template
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import plot
-from common import Image, atomic, counted, fail, some, why
+from common import Image, all_letters, atomic, counted, fail, some, why
 
 TEMPLATE = Path(__file__).with_suffix(".html")  # style and script of the page
 ROOM = 3_400_000  # bytes for all pictures; as text they take a third more, and the page stays below 5 MB
@@ -179,7 +179,9 @@ def made_part(study):
 
 def page(study, margin=plot.MARGIN):
     """The whole page as text."""
-    summary, (drawn, _) = plot.summarise(study, margin), plot.figures(study)
+    summary = plot.summarise(study, margin)
+    with all_letters():
+        drawn, _ = plot.figures(study)
     best = [row[1] for row in summary["reasons"] if row[0] == plot.BUDGETS["all"] and "take it" in row[5]]
     probes = sorted(study.find("linear_probe"), key=lambda run: run.model not in best)  # of equals in the order of the study
     room = ROOM // (len(drawn) + len(LISTS))

@@ -17,13 +17,11 @@ from common import add_flags, at_least, ending, load_data, load_model, progress,
 ROUNDS = 7
 
 
-def measured(file, key, models):
-    """Whether `file` holds the speeds of these models for the same pictures, shown in the same way, already."""
-    if not Path(file).is_file():
-        return False
-    found = read_json(file)
+def known(file, key):
+    """{model: images a second} that `file` holds for the same pictures, shown in the same way."""
+    found = read_json(file) if Path(file).is_file() else {}
     speeds = found.get("images_per_second") if isinstance(found, dict) and found.get("key") == key else None
-    return isinstance(speeds, dict) and {spelled(m) for m in speeds} >= {spelled(m) for m in models}
+    return speeds if isinstance(speeds, dict) else {}
 
 
 def main():
@@ -37,7 +35,7 @@ def main():
 
     data = load_data(args.data, union=True, label_from=args.label_from)
     key = [data.fingerprint, args.fit]
-    if measured(args.out, key, args.models):
+    if {spelled(m) for m in known(args.out, key)} >= {spelled(m) for m in args.models}:
         return print(f"{args.out}: speeds are measured already")
     running = {}
     for name in args.models:
@@ -54,8 +52,10 @@ def main():
             began = time.perf_counter()
             model.encode_image(x).cpu()  # waits for the device
             rates.append(len(x) / (time.perf_counter() - began))
+    if not running:
+        return
     speeds = {model.name: max(rates) for model, _, rates in running.values()}
-    write_json(args.out, {"key": key, "images_per_second": speeds, "rounds": ROUNDS})
+    write_json(args.out, {"key": key, "images_per_second": known(args.out, key) | speeds, "rounds": ROUNDS})
     print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -320,7 +321,28 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
     assert load_data(str(tmp_path)).classes == ["a"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert "3 images in no class folder, such as more/x.jpg" in line and "no class, because without images: papers" in line
-    assert "2 .heic" in line and all(f"1 {ending}" in line for ending in ("without ending", ".me", ".jpg")) and "csv" not in line
+    assert (
+        "2 .heic" in line
+        and "(convert .heic to .jpg)" in line
+        and all(f"1 {ending}" in line for ending in ("without ending", ".me", ".jpg"))
+        and "csv" not in line
+    )
+
+
+def test_splits_that_are_called_otherwise_and_flat_ones_are_named(tmp_path, capsys):
+    folder_of(tmp_path / "a", {"train": {"x": ["1.jpg", "2.jpg"], "y": ["1.jpg", "2.jpg"]}, "dev": {"x": ["1.jpg"], "y": ["1.jpg"]}})
+    assert sorted(load_data(str(tmp_path / "a")).splits) == ["test", "train"]
+    assert "left out: 2 images beside the splits train, val and test, such as dev/x/1.jpg" in capsys.readouterr().out
+    folder_of(tmp_path / "b", {"train": {"x": ["1.jpg", "2.jpg"], "y": ["1.jpg", "2.jpg"]}, "test": {"": ["x_1.jpg", "y_1.jpg"]}})
+    load_data(str(tmp_path / "b"))
+    assert "2 images in no class folder, such as test/x_1.jpg (--label-from reads the classes from names)" in capsys.readouterr().out
+
+
+def test_letters_that_the_font_lacks_are_one_line(tmp_path, capsys):
+    with pytest.warns(UserWarning, match="another") as told, common.all_letters():
+        warnings.warn("another", UserWarning, stacklevel=1)
+        common.draw_pictures(tmp_path / "a.png", [np.zeros((8, 8, 3), np.uint8)] * 2, ["三果", "苹果"], ["black"] * 2, "title")
+    assert len(told) == 1 and capsys.readouterr().out.count("note: letters that matplotlib's font lacks") == 1
 
 
 def test_links_that_go_round_end(tmp_path, capsys):

@@ -1,22 +1,27 @@
 """The Makefile's plan, bench/stamp.py, by which it knows what is out of date, and bench/estimate.py, which says how long that takes."""
 
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from PIL import Image
 
+import linear_probe
 from common import pick_device
 
 sys.path.insert(0, str(ROOT / "bench"))
 import estimate
+import speed
 import stamp
 
+RESULT = "results/linear_probe/tiny/toy-RN.json"
 BIRDS = ["DATA=/some/birds", "CLIP=RN101", "IMAGENET=resnet101 vit_b_32"]
 
 
@@ -241,6 +246,37 @@ def test_the_stamp_changes_with_what_results_depend_on_and_nothing_else(world, c
     assert call(stamp.main, "--data", "tyo", "--stamp", file)[0] == 2 and file.stat().st_mtime_ns == last[1]
     file.write_text("half a fi")
     assert again("--settings", "TUNE=--epochs 3")[0] == ["pictures, names of classes, settings, format of results, weights"]
+
+
+def test_results_of_before_the_first_stamp_are_taken_as_made_if_they_are_of_these_pictures(world, call):
+    code, *_ = call(linear_probe.main, "--data", "tiny", "--model", "toy-RN", "--out", RESULT)
+    os.utime(RESULT, (2000, 2000))
+    again = ("--data", "tiny", "--stamp", "results/tiny.fingerprint")
+    code, out, _ = call(stamp.main, *again)
+    assert code == 0 and "1 result of these pictures taken as made" in out
+    assert os.stat("results/tiny.fingerprint").st_mtime <= 2000 and "taken as made" not in call(stamp.main, *again)[1]
+    # but not where one is of others
+    os.remove("results/tiny.fingerprint")
+    text = Path(RESULT).read_text(encoding="utf-8")
+    Path(RESULT).write_text(text.replace('"fingerprint": "', '"fingerprint": "f'), encoding="utf-8")
+    assert "taken as made" not in call(stamp.main, *again)[1] and os.stat("results/tiny.fingerprint").st_mtime > 2000
+
+
+def test_a_slip_of_the_pen_is_no_change(world, call, tmp_path):
+    file = tmp_path / "tiny.fingerprint"
+    for wrong, word in ((("--fit", "foo"), "invalid choice: 'foo'"), (("--groups", "("), "--groups (")):
+        code, _, err = call(stamp.main, "--data", "tiny", "--stamp", file, "--settings", "FIT=foo", *wrong)
+        assert code == 2 and word in err and not file.exists()
+
+
+def test_speeds_of_other_encoders_stay(world, call):
+    def speeds(*models):
+        code, *_ = call(speed.main, "--data", "tiny", "--models", *models, "--out", "speed.json")
+        assert code == 0
+        return json.loads(Path("speed.json").read_text(encoding="utf-8"))["images_per_second"]
+
+    first = speeds("toy-RN")
+    assert speeds("nosuch") == first and [*speeds("toy-ViT")] == ["toy-RN", "toy-ViT"] and speeds("toy-ViT")["toy-RN"] == first["toy-RN"]
 
 
 def test_the_estimate_counts_what_is_still_to_do(world, call):

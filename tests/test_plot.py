@@ -181,7 +181,7 @@ def test_an_encoder_that_guesses_is_never_the_best(woods):
     change(run, np.arange(N) % 4 == 0)
     verdicts = plot.judge(plot.entries(s, "0"), 0.02)
     assert names(verdicts) == {"m-clip": "guessing"} and plot.recommended(verdicts, s.speeds) is None
-    assert "**No labels: none.** No encoder does better than guessing here." in plot.advise(s)[0]
+    assert "**No labels: none.** No encoder is shown to do better than guessing." in plot.advise(s)[0]
 
 
 def test_a_method_that_its_sibling_beats_is_not_shown(woods):
@@ -565,6 +565,17 @@ def test_names_what_is_missing_and_draws_the_rest(woods, tmp_path, monkeypatch, 
     names = ["results/prompts/woods/m-clip.json", "results/linear_probe/woods/m-fast.json"]
     code, out, _ = call(plot.main, "--data", "woods", "--table", "--expect", *names)  # these and no others
     assert code == 1 and out.endswith(f"\nmissing: {names[0]}\n") and out.count("missing") == 1
+    # what is older than the stamp counts as missing, and nothing is said of it
+    both = ["results/linear_probe/woods/m-clip.json", "results/linear_probe/woods/m-fast.json"]
+    (tmp_path / "stamp").touch()
+    for file, time in ((both[0], 2000), (both[1], 2002), ("stamp", 2001)):
+        os.utime(file, (time, time))
+    code, out, _ = call(plot.main, "--data", "woods", "--table", "--stamp", "stamp", "--expect", *both)
+    assert code == 1 and out.splitlines()[-1].startswith(f"missing: {both[0]}, as it must be since the last change")
+    assert out.count("missing") == 1 and "m-clip | linear probe" not in out and "m-fast | linear probe" in out
+    os.utime("stamp", (2000, 2000))
+    code, out, _ = call(plot.main, "--data", "woods", "--table", "--stamp", "stamp", "--expect", *both)
+    assert code == 0 and "m-clip | linear probe" in out
     code, out, _ = call(plot.main, "--data", "woods")  # what the others have
     assert code == 1 and out.endswith("\nmissing: results/few_shot/woods/m-fast.json\n")
     assert "note: prompts.png is not drawn: no result of prompts.py" in out

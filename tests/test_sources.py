@@ -163,6 +163,17 @@ def test_what_is_left_out_of_an_archive_is_said_as_of_a_folder(tmp_path, capsys)
             assert said[0] == said[1] and data.classes == ["a", "b", "empty"]
 
 
+def test_names_of_a_zip_that_does_not_say_they_are_utf8(tmp_path, monkeypatch):
+    """As the program zip writes them, which zipfile reads as those of DOS."""
+    monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda info: (info.filename.encode(), 0))
+    for c in ("pomme d'été", "苹果", "яблоко"):
+        for split in ("train", "test"):
+            picture(tmp_path / "d" / split / c / "1.png")
+    same_data(load_data(str(tmp_path / "d")), load_data(str(pack(tmp_path / "d", tmp_path / "d.zip"))))
+    with zipfile.ZipFile(tmp_path / "d.zip") as archive:
+        assert not any(name.isascii() or "été" in name for name in archive.namelist())  # else nothing is tested
+
+
 def test_a_change_of_any_kind_is_another_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for c in "ab":

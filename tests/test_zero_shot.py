@@ -172,6 +172,9 @@ def test_any_pictures_any_labels(world, call):
     [
         (("--data", "tyo"), "tyo"),
         (("--out", "run.1"), ".json"),
+        (("--grid", "grid.txt"), ".png"),
+        (("--data", "tiny", "--device", "gpu"), "--device gpu: is none; say auto, cuda, mps or cpu"),
+        (("--data", "tiny", "--model", "mobilenet_v2"), "--model mobilenet_v2: has no text side"),
         (("--seed", "-1"), "seed"),
         (("--batch", "0"), "batch"),
         (("--images", "x.jpg", "--labels", "a", "--out", "x.json"), "--out"),
