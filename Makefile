@@ -22,6 +22,12 @@
 PYTHON ?= .venv/bin/python
 DATA   ?= toy
 
+# slips of the pen that would start another study
+$(foreach name,data model models MODEL,$(if $(filter command,$(origin $(name))),$(error $(name)= means nothing here: say DATA= or MODELS=)))
+ifeq ($(strip $(DATA)),)
+$(error DATA= is empty: name a folder, or leave it out for the toy world)
+endif
+
 # make takes a space for the end of a name
 ifneq ($(word 2,$(DATA)),)
 FOUND := $(or $(wildcard data/$(subst $() ,\ ,$(DATA))),$(DATA))

@@ -1940,10 +1940,10 @@ def _example_pictures(images, predicted, confusions, classes, side=112):
     """Small pictures for the figures: `pairs` (P, 2) of positions of images of confused classes, one that was confused and one of
     the class it was taken for, and their uint8 `pictures` (2 P, S, S, 3)."""
     true, pairs = images.labels.numpy(), []
-    for c in confusions[:4]:
+    for c in confusions:
         t, p = classes.index(c["true"]), classes.index(c["predicted"])
         mine, theirs = np.flatnonzero((true == t) & (predicted == p)), np.flatnonzero(true == p)
-        if len(theirs):  # one that was named right, if there is one
+        if len(theirs) and len(pairs) < 4:  # one that was named right, if there is one
             pairs.append((mine[0], theirs[np.argmax(predicted[theirs] == p)]))
     pairs = np.array(pairs, int).reshape(-1, 2)
     x = images[pairs.ravel()]

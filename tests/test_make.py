@@ -320,6 +320,14 @@ def test_the_estimate_adds_up_the_encoders_and_what_finetune_would_add(world, ca
     assert durations(rows[1])[0] > durations(rows[2])[0] and durations(rows[3])[0] > 0
 
 
+@pytest.mark.parametrize(
+    "slip, said", [("data=x", "data= means nothing"), ("MODEL=x", "MODEL= means nothing"), ("DATA=", "DATA= is empty")]
+)
+def test_a_variable_that_would_start_another_study_is_refused(slip, said):
+    done = subprocess.run(["make", "-n", "all", slip], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout
+
+
 def test_no_encoder_at_all_is_said():
     done = subprocess.run(["make", "-n", "all", "DATA=x", "CLIP=", "IMAGENET="], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "CLIP= and IMAGENET= are both empty" in done.stderr

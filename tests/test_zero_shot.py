@@ -12,6 +12,7 @@ from conftest import ROOT, run
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
+import common
 import few_shot
 import finetune
 import linear_probe
@@ -199,6 +200,19 @@ def test_grid_takes_any_class_name(tmp_path):
     names = ["$a_$", "a" * 90, "三", "{x} %s \\"] * 4
     zero_shot.draw_grid(tmp_path / "g.png", np.zeros((16, 8, 8, 3), np.uint8), names, names[::-1], "$woods$")
     assert Image.open(tmp_path / "g.png").size[0] > 600
+
+
+def test_confused_classes_without_pictures_leave_their_places_to_others(world):
+    images = load_data("tiny").images(64)["test"]
+    classes = [*toy.TOY[:4], "no picture of it"]
+    predicted = np.array([4, 1, 2, 3] * 8)[: len(images)]
+    wrong = {(t, p) for t, p in zip(images.labels.tolist(), predicted.tolist()) if t != p}
+    confusions = [{"true": classes[t], "predicted": classes[p]} for t, p in sorted(wrong, key=lambda pair: -pair[1])]
+    assert [c["predicted"] for c in confusions[:4]] == [classes[4]] * 4 and len(confusions) > 8
+    pairs = common._example_pictures(images, predicted, confusions, classes)["pairs"]
+    assert [(images.labels[a].item(), predicted[a], images.labels[b].item()) for a, b in pairs] == [
+        (classes.index(c["true"]), classes.index(c["predicted"]), classes.index(c["predicted"])) for c in confusions[4:8]
+    ]
 
 
 def grid(file, names, title="woods"):
