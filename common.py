@@ -2541,7 +2541,8 @@ def _find_splits(top):
             found += [(g, splits) for f in level for g in f.walk() if g is not f and (splits := _named_splits(g))]
         if len(found) > 1:
             places = some([str(f.path) for f, _ in found])
-            fail(f"--data {top.path}: holds several data sets: {places}; name one of them; if they are classes, put them into train/")
+            hint = "if they are classes, put them into train/, and what each has to be tested with into test/"
+            fail(f"--data {top.path}: holds several data sets: {places}; name one of them; {hint}")
         if found:
             splits = found[0][1]
             while all(len(f.folders) == 1 and f.folders[0].count and not f.folders[0].images for f in splits.values()):
