@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -191,6 +192,8 @@ def test_labels_that_were_made_wrong_are_named_first_and_nothing_else_changes(ga
     own = [float(r["given_probability"]) for r in rows]
     assert own == sorted(own) and all(float(r["likely_probability"]) > o for r, o in zip(rows, own))
     assert "rot-ä.png: green 0." in out and "-> red" in out and Image.open("s/own.png").size[0] == 900
+    agree = float(re.search(r"heads agree with (\S+) of the labels", out)[1])
+    assert 0.8 < agree < 42.5 / 45 and agree * 45 == pytest.approx(round(agree * 45), abs=0.03)  # of 45 labels all but the wrong ones
     strip = lambda text: [line for line in text.splitlines() if "suspects" not in line and "s/own" not in line and "wrote" not in line]  # noqa: E731
     assert strip(before) == [line for line in strip(out) if not line.startswith("  t") or ": " not in line or "0." not in line]
     a, b = np.load("a.npz"), np.load("b.npz")
