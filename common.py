@@ -543,7 +543,7 @@ def all_letters():
         if w not in lost:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     if lost:
-        print("note: letters that matplotlib's font lacks are drawn as boxes; classnames.json can give other names")
+        print("note: letters that matplotlib's font lacks are drawn as boxes")
 
 
 def draw_pictures(file, pixels, captions, colours, title):
@@ -809,9 +809,9 @@ def load(args, features=None, union=False):
             fail(f"--{flag} {value:g}: must lie between 0 and 1")
     # the cheap part: folders, captions, the name of the model
     data = load_data(args.data, args.classnames, args.type, args.seed, union, args.groups, getattr(args, "label_from", None))
-    prompts = getattr(args, "prompts", None)
     if len(data.classes) < 2:
         fail(f"--data {data.root}: one class, {data.classes[0]}, of which nothing can be told apart; add the pictures of another")
+    prompts = getattr(args, "prompts", None)
     data.templates, data.chosen_with = read_templates(prompts, data.type)
     name = model_name(args.model or _default_model(args.data))
     if (prompts or union) and name not in CLIP and not _encoder_file(name):

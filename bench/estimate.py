@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import upsample
 from common import CLIP, add_flags, counted, image_sizes, load_data, load_model, pick_device, spelled, torch
 from linear_probe import ENOUGH, MOST, logistic_regression
+from plot import older
 from prompts import POOL
 
 # counted and timed in runs on 12 and 100 sports, birds, simpsons, fruits360 and toy pictures, on a CPU
@@ -93,8 +94,7 @@ def main():
     parser.add_argument("--runs", nargs="*", default=[], type=Path, metavar="FILE", help="results that make makes where they are missing")
     parser.add_argument("--stamp", type=Path, metavar="FILE", help="and where they are older than this")
     args = parser.parse_args()
-    since = args.stamp.stat().st_mtime if args.stamp and args.stamp.exists() else 0
-    todo = [file for file in args.runs if not file.exists() or file.stat().st_mtime < since]
+    todo = [file for file in args.runs if not file.exists() or (args.stamp and older(file, args.stamp))]
     if not todo:
         return
     with redirect_stdout(None):  # the runs say the same

@@ -35,7 +35,8 @@ def main():
 
     data = load_data(args.data, union=True, label_from=args.label_from)
     key = [data.fingerprint, args.fit]
-    if {spelled(m) for m in known(args.out, key)} >= {spelled(m) for m in args.models}:
+    before = known(args.out, key)
+    if {spelled(m) for m in before} >= {spelled(m) for m in args.models}:
         return print(f"{args.out}: speeds are measured already")
     running = {}
     for name in args.models:
@@ -55,7 +56,7 @@ def main():
     if not running:
         return
     speeds = {model.name: max(rates) for model, _, rates in running.values()}
-    write_json(args.out, {"key": key, "images_per_second": known(args.out, key) | speeds, "rounds": ROUNDS})
+    write_json(args.out, {"key": key, "images_per_second": before | speeds, "rounds": ROUNDS})
     print("images/s, the fastest of {} rounds in turns: {}".format(ROUNDS, ", ".join(f"{n} {s:,.0f}" for n, s in speeds.items())))
 
 
